@@ -1,0 +1,664 @@
+"""params.yaml as types: loading, merging a scale over it, checking, and cutting each job's share, its *pin*.
+
+The Snakefile loads everything here before it queues a job, so a mistake stops in a second with the key, the value and
+what is allowed. A pin is what a job reads instead of params.yaml: its own share, resolved, and the `revision` of its stage.
+Needs PyYAML and pydantic, nothing heavier.
+"""
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+
+from moalign.errors import Problem
+from moalign.grid import Grid
+
+# Bump a stage's number when a change of code changes its results: it is part of the pin, so what depends on it reruns.
+REVISIONS = {
+    "collect": 1,
+    "subset": 1,
+    "synth": 1,
+    "flow": 1,
+    "encode": 1,
+    "teacher": 1,
+    "targets": 1,
+    "align": 1,
+    "sample": 1,
+    "bench": 1,
+    "report": 1,
+}
+
+Count = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[tuple[Count, Count], Strict(False)]  # height, width in pixels
+Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+Betas = Annotated[tuple[Share, Share], Strict(False)]
+Precision = Literal["fp32", "bf16"]
+TargetName = Literal["none", "tokens", "motion"]
+LossName = Literal["zero", "cosine", "soft_trd", "trd"]
+
+
+class Section(BaseModel):
+    """One section of params.yaml: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """A collection of videos in Open-Sora-Plan's layout, or the recipe of one that this repo makes."""
+
+    make: Literal["world", "footage"] | None = None
+    """made here: `world` simulates and renders, `footage` cuts the clips that a Python package ships"""
+    root: str | None = None
+    """folder that the annotations' paths start from"""
+    annotations: str | None = None
+    """JSON list of rows: path, cap, and where known resolution, fps, num_frames, duration, aesthetic, cut"""
+    clips: Count | None = None
+    """world: clips to render"""
+    seed: Natural = 0
+    """world: seed"""
+
+
+class Subset(Section):
+    """Which clips of the sources are used (Sec. 4.1)."""
+
+    seed: Natural
+    clips: Count
+    reserve: Annotated[float, Field(ge=0)]
+    """spare clips per shard, as a share of it"""
+    shard: Count
+    """clips per shard"""
+    heldout: Annotated[float, Field(ge=0, lt=1)]
+    """share held out, by source video"""
+    frames: Count
+    """frames of the stored proxy"""
+    fps: Positive
+    short_side: Count
+    """pixels of the proxy's shorter side"""
+    max_aspect: Positive
+    min_aspect: Positive
+    min_seconds: Annotated[float, Field(ge=0)]
+    max_seconds: Positive
+    min_short_side: Count
+    min_fps: Positive
+    min_aesthetic: float
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.clips / self.shard)
+
+
+class Synth(Section):
+    """Synthetic clips from a Wan model, prompts from the real subset's captions (Sec. 4.1)."""
+
+    backbone: str
+    seed: Natural
+    clips: Count
+    shard: Count
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.clips / self.shard)
+
+
+class Flow(Section):
+    """RAFT's optical flow O, the target of stage 1 (Sec. 3.2, A.3)."""
+
+    weights: str
+    model: Literal["raft_large", "raft_small"]
+    size: Size
+    updates: Count
+    reading: Literal["stride2", "adjacent", "sum"]
+
+
+class Encoder(Section):
+    """The frozen video encoder V (VideoMAEv2)."""
+
+    weights: str
+    depth: Count
+    width: Count
+    """D_v"""
+    heads: Count
+    patch: Count
+    tubelet: Count
+    native: Annotated[tuple[Count, Count, Count], Strict(False)]
+    """frames, height, width that its position table was made for"""
+    size: Size
+    """of the frames that it sees"""
+
+
+class Optimiser(Section):
+    """AdamW and the length of a training."""
+
+    steps: Count
+    batch: Count
+    """clips per step over all processes"""
+    lr: Positive
+    betas: Betas
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Natural
+    """steps of linear warm-up, then constant"""
+    clip: Positive
+    """largest norm of the gradient"""
+    precision: Precision
+    validate_every: Count
+    save_every: Count
+
+
+class Teacher(Optimiser):
+    """Stage 1: the motion subspace M_psi and its flow decoder F_omega (Eq. 3-4, A.3)."""
+
+    backbone: str
+    """whose clips it learns on"""
+    channels: Annotated[tuple[Count, Count], Strict(False)]
+    """M_psi: hidden width, D_m"""
+    decoder: Annotated[tuple[Count, Count, Count], Strict(False)]
+    """F_omega's widths"""
+    seed: Natural
+    foreground: Positive
+    """weight of moving pixels in Eq. 4"""
+
+
+class Align(Optimiser):
+    """Stage 2: fine-tuning with the alignment loss (Eq. 5-9, A.4)."""
+
+    layer: Count
+    """block whose output is aligned, counted from 1"""
+    prompt_dropout: Share
+    projector: Literal["conv", "mlp"]
+    hidden: Count
+    train_on: Annotated[tuple[Literal["real", "synth"], ...], Strict(False), Field(min_length=1)]
+
+
+class Sample(Section):
+    """Sampling for the benchmarks (Sec. 5.1)."""
+
+    seed: Natural
+
+
+class Sampling(Section):
+    """How a backbone draws a video."""
+
+    steps: Count
+    guidance: Positive
+    dynamic_guidance: bool
+    """CogVideoX's cosine schedule of the guidance"""
+    scheduler: Literal["ddim", "dpm", "unipc", "euler"]
+    shift: Positive | None
+    """flow shift; null keeps the checkpoint's"""
+    negative_prompt: str
+
+
+class Backbone(Section):
+    """A text-to-video diffusion transformer with its VAE and text encoder."""
+
+    family: Literal["cogvideox", "wan"]
+    weights: str
+    """hub name, or a folder in the hub's layout"""
+    blocks: Count
+    width: Count
+    """channels of a block"""
+    stride: Annotated[tuple[Count, Count], Strict(False)]
+    """of the VAE: time, space"""
+    patch: Count
+    frames: Count
+    size: Size
+    fps: Positive
+    text_tokens: Count
+    shift: Positive | None = None
+    """wan: shift of the training noise level"""
+    sampling: Sampling | None = None
+
+
+class Method(Section):
+    """What Eq. 9 adds to the denoising loss."""
+
+    target: TargetName
+    loss: LossName
+    lam: Annotated[float, Field(ge=0)] = 0.0
+    """lambda"""
+    tau: Positive | None = None
+    """of Eq. 7, in motion frames; .inf is the unweighted loss"""
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """of VideoREPA's released loss"""
+
+
+class Run(Section):
+    """One row of a table: a backbone, and what is done to it."""
+
+    backbone: str
+    method: str | None = None
+    layer: Count | None = None
+    """in place of align.layer"""
+    still_of: str | None = None
+    """static control: the first frames of this run's videos, repeated"""
+
+
+class Bench(Section):
+    """Prompts, videos per prompt, and who rates them."""
+
+    prompts: str
+    videos: Count
+    raters: Annotated[tuple[Literal["motion"], ...], Strict(False), Field(min_length=1)]
+
+
+class Table(Section):
+    """A table of the paper: its runs, in order."""
+
+    title: str
+    bench: str
+    rows: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
+
+
+class Report(Section):
+    """The page of results."""
+
+    prompts: Count
+    """rows of the video grid"""
+
+
+class Wandb(Section):
+    """Where the training curves are mirrored; the JSON-lines log is always written."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+
+
+class Machine(Section):
+    """What one process may use."""
+
+    device: Literal["cpu", "cuda"]
+    threads: Count
+
+
+class Params(Section):
+    """params.yaml with its scale merged over it."""
+
+    scale: str
+    sources: dict[str, Source]
+    subset: Subset
+    synth: Synth
+    flow: Flow
+    encoder: Encoder
+    teacher: Teacher
+    seeds: Annotated[tuple[Natural, ...], Strict(False), Field(min_length=1)]
+    align: Align
+    sample: Sample
+    backbones: dict[str, Backbone]
+    methods: dict[str, Method]
+    runs: dict[str, Run]
+    benches: dict[str, Bench]
+    tables: dict[str, Table]
+    report: Report
+    wandb: Wandb
+    machine: Machine
+
+    def grid(self, backbone: str) -> Grid:
+        """The frame and token arithmetic of a backbone beside the teacher."""
+        return make_grid(self.backbones[backbone], self.encoder)
+
+    def layer(self, run: str) -> int:
+        """The block that a run aligns, counted from 1."""
+        return self.runs[run].layer or self.align.layer
+
+    def seeds(self, run: str) -> tuple[int, ...]:
+        """Training seeds of a run; one without a training has seed 0 alone."""
+        return self.seeds if self.runs[run].method else (0,)
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        """(run, bench, seed) of every row of every table, once each, in the tables' order."""
+        found = {}
+        for table in self.tables.values():
+            for run in table.rows:
+                for seed in self.seeds(run):
+                    found[run, table.bench, seed] = None
+        return list(found)
+
+
+def make_grid(backbone: Backbone, encoder: Encoder) -> Grid:
+    """Grid of a backbone beside the teacher."""
+    return Grid(
+        frames=backbone.frames,
+        height=backbone.size[0],
+        width=backbone.size[1],
+        stride=backbone.stride,
+        patch=backbone.patch,
+        teacher_height=encoder.size[0],
+        teacher_patch=encoder.patch,
+        teacher_tubelet=encoder.tubelet,
+    )
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file whose top is a mapping; Problem names the line where it is not."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise Problem(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise Problem(f"{path}: expected a mapping of sections, found {type(data).__name__}")
+    return data
+
+
+def merge(under: dict, over: dict) -> dict:
+    """`over` laid upon `under`, mapping by mapping; null removes a key that is there."""
+    merged = dict(under)
+    for key, value in over.items():
+        if value is None and isinstance(merged.get(key), dict):
+            del merged[key]
+        elif isinstance(value, dict):
+            merged[key] = merge(merged[key] if isinstance(merged.get(key), dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load(path: str | Path = "params.yaml", **changes: Any) -> Params:
+    """params.yaml with the scale that its first line names merged over it, checked. `changes` replace top-level keys."""
+    path = Path(path)
+    raw = {**read_yaml(path), **changes}
+    scale = raw.get("scale")
+    folder = path.parent / "scales"
+    known = ["paper", *sorted(file.stem for file in folder.glob("*.yaml"))]
+    if scale not in known:
+        raise Problem(f"{path}: scale: {scale!r} is not a scale; allowed: {', '.join(known)}")
+    overlays: list[dict] = []
+    name = scale
+    while name and name != "paper":
+        overlay = read_yaml(folder / f"{name}.yaml")
+        name = overlay.pop("base", None)
+        overlays.insert(0, overlay)
+    for overlay in overlays:
+        raw = merge(raw, overlay)
+    return parse(raw, str(path))
+
+
+def parse(raw: dict, path: str = "params.yaml") -> Params:
+    """Typed and checked parameters, or a Problem that lists every mistake."""
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise Problem(explain(error, Params, path)) from None
+    for check in (_check_sources, _check_backbones, _check_methods, _check_runs, _check_tables):
+        check(params, path)
+    return params
+
+
+def explain(error: ValidationError, model: type[BaseModel], path: str) -> str:
+    """pydantic's findings, one line each: key, what is wrong, the value, the nearest allowed key."""
+    lines = []
+    for item in error.errors(include_url=False):
+        *parents, last = item["loc"]
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            allowed = _keys(model, parents)
+            near = difflib.get_close_matches(str(last), allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+            lines.append(f"{path}: {key}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: {key}: missing; a value is needed")
+        else:
+            shown = json.dumps(item["input"], ensure_ascii=False, default=str)
+            lines.append(f"{path}: {key}: {item['msg']}, found {shown}")
+            if isinstance(item["input"], str) and "number" in item["msg"]:
+                lines[-1] += " (a text; write 1.0e-4 for 1e-4)"
+    return "\n".join(lines)
+
+
+def _keys(model: type[BaseModel], parents: list) -> list[str]:
+    """Keys allowed under a path of params.yaml."""
+    for part in parents:
+        if part in model.model_fields:
+            kinds = [model.model_fields[part].annotation]
+            while not any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+                kinds = [inner for kind in kinds for inner in get_args(kind)]
+                if not kinds:
+                    return []
+            model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)
+
+
+def _known(name: str, table: dict, key: str, path: str) -> None:
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise Problem(f"{path}: {key}: no such row, {name!r}; {hint}allowed: {', '.join(table)}")
+
+
+def _check_sources(params: Params, path: str) -> None:
+    if not params.sources:
+        raise Problem(f"{path}: sources: none; name at least one collection of videos")
+    for name, source in params.sources.items():
+        given = source.root is not None and source.annotations is not None
+        if given == (source.make is not None):
+            raise Problem(f"{path}: sources.{name}: give either `root` and `annotations`, or `make`")
+        if source.make == "world" and source.clips is None:
+            raise Problem(f"{path}: sources.{name}.clips: missing; say how many clips the world renders")
+
+
+def _check_backbones(params: Params, path: str) -> None:
+    for key in ("synth", "teacher"):
+        _known(getattr(params, key).backbone, params.backbones, f"{key}.backbone", path)
+    writer = params.backbones[params.synth.backbone]
+    for name, row in params.backbones.items():
+        key = f"{path}: backbones.{name}"
+        if row.sampling is None:
+            raise Problem(f"{key}.sampling: missing; a value is needed")
+        if row.family == "wan" and row.shift is None:
+            raise Problem(f"{key}.shift: missing; a wan backbone needs the shift of its training noise")
+        params.grid(name).check(row.family, key)
+        used = name == params.teacher.backbone or any(run.backbone == name for run in params.runs.values())
+        seconds = (row.frames - 1) / row.fps
+        if used and seconds > (params.subset.frames - 1) / params.subset.fps:
+            raise Problem(
+                f"{key}.frames: {row.frames} at {row.fps} fps last longer than the stored proxies"
+                f" (subset.frames {params.subset.frames} at {params.subset.fps} fps); lengthen those"
+            )
+        if used and row.frames > writer.frames:
+            raise Problem(f"{key}.frames: {row.frames} are more than synth.backbone writes ({writer.frames})")
+    for side in params.flow.size:
+        if side % 8 or side < 128:
+            raise Problem(f"{path}: flow.size: {side} does not suit RAFT; sides are multiples of 8, at least 128")
+    encoder, learns_on = params.encoder, params.teacher.backbone
+    if encoder.width % encoder.heads:
+        raise Problem(f"{path}: encoder.width: {encoder.width} is not a multiple of encoder.heads, {encoder.heads}")
+    if encoder.size[1] != params.grid(learns_on).view[1]:
+        raise Problem(
+            f"{path}: encoder.size: width {encoder.size[1]} does not fit the clips of {learns_on};"
+            f" allowed: {params.grid(learns_on).view[1]}"
+        )
+
+
+def _check_methods(params: Params, path: str) -> None:
+    needs = {"soft_trd": "tau", "trd": "margin"}
+    for name, row in params.methods.items():
+        key = f"{path}: methods.{name}"
+        if (row.target == "none") != (row.loss == "zero"):
+            raise Problem(
+                f"{key}: target {row.target!r} with loss {row.loss!r}; `none` goes with `zero`, and only there"
+            )
+        needed = needs.get(row.loss)
+        for option in ("tau", "margin"):
+            if option == needed and getattr(row, option) is None:
+                raise Problem(f"{key}.{option}: missing; the loss {row.loss!r} needs it")
+            if option != needed and getattr(row, option) is not None:
+                raise Problem(f"{key}.{option}: the loss {row.loss!r} has no {option}; remove it")
+
+
+def _check_runs(params: Params, path: str) -> None:
+    for name, row in params.runs.items():
+        key = f"{path}: runs.{name}"
+        _known(row.backbone, params.backbones, f"runs.{name}.backbone", path)
+        blocks = params.backbones[row.backbone].blocks
+        if row.method is not None:
+            _known(row.method, params.methods, f"runs.{name}.method", path)
+        if row.still_of is not None:
+            _known(row.still_of, params.runs, f"runs.{name}.still_of", path)
+            if row.method is not None or params.runs[row.still_of].method or params.runs[row.still_of].still_of:
+                raise Problem(f"{key}.still_of: the static control repeats frames of a run that is not trained")
+        if row.method is not None and params.layer(name) > blocks:
+            where = f"{key}.layer" if row.layer else f"{path}: align.layer"
+            raise Problem(
+                f"{where}: {params.layer(name)} is beyond {row.backbone}'s {blocks} blocks; allowed: 1-{blocks}"
+            )
+        if row.layer is not None and row.method is None:
+            raise Problem(f"{key}.layer: a run without a method aligns no layer; remove it")
+
+
+def _check_tables(params: Params, path: str) -> None:
+    if not params.tables:
+        raise Problem(f"{path}: tables: none; nothing would be run")
+    for name, table in params.tables.items():
+        _known(table.bench, params.benches, f"tables.{name}.bench", path)
+        for index, run in enumerate(table.rows):
+            _known(run, params.runs, f"tables.{name}.rows.{index}", path)
+
+
+def schema() -> dict:
+    """JSON schema of params.yaml, for editors: resources/params.schema.json is this, written by `make schema`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}
+
+
+# --- pins: what each job reads -------------------------------------------------------------------------------------
+
+
+class Pin(Section):
+    """What every job's share has. The machine is beside it: threads and device do not change what a result means."""
+
+    stage: str
+    revision: int
+    machine: Machine
+
+    @classmethod
+    def load(cls, path: str | Path):
+        """The typed pin at `path`; Problem where it is not one of this stage."""
+        try:
+            return cls.model_validate(read_yaml(Path(path)))
+        except ValidationError as error:
+            raise Problem(explain(error, cls, str(path))) from None
+
+
+class CollectPin(Pin):
+    source: Source
+    clip: Annotated[tuple[int, float, int], Strict(False)]
+    """frames, fps, short side of the clips wanted"""
+
+
+class SubsetPin(Pin):
+    sources: dict[str, Source]
+    subset: Subset
+
+
+class SynthPin(Pin):
+    synth: Synth
+    backbone: Backbone
+
+
+class FlowPin(Pin):
+    flow: Flow
+    backbone: Backbone
+    encoder: Encoder
+
+
+class EncodePin(Pin):
+    backbone: Backbone
+
+
+class TeacherPin(Pin):
+    teacher: Teacher
+    backbone: Backbone
+    encoder: Encoder
+    flow: Flow
+
+
+class TargetsPin(Pin):
+    target: TargetName
+    backbone: Backbone
+    encoder: Encoder
+
+
+class AlignPin(Pin):
+    run: str
+    seed: Natural
+    backbone: Backbone
+    method: Method
+    encoder: Encoder
+    align: Align
+
+
+class SamplePin(Pin):
+    run: str
+    seed: Natural
+    still_of: str | None
+    backbone: Backbone
+    bench: Bench
+    noise_seed: Natural
+
+
+class BenchPin(Pin):
+    run: str
+    seed: Natural
+    bench: Bench
+    flow: Flow
+
+
+class ReportPin(Pin):
+    params: Params
+
+
+def pin(params: Params, stage: str, **names: Any) -> Pin:
+    """The share of the parameters that one job of `stage` reads.
+
+    names: source (collect); backbone (encode, targets); target (targets); run, seed (align, sample, bench); bench.
+    What a stage does not use is left out, so that editing it reruns nothing.
+    """
+    made = {"stage": stage, "revision": REVISIONS[stage], "machine": params.machine}
+    bare = {name: row.model_copy(update={"sampling": None}) for name, row in params.backbones.items()}
+    learns_on = bare[params.teacher.backbone]
+    if stage == "collect":
+        clip = (params.subset.frames, params.subset.fps, params.subset.short_side)
+        return CollectPin(**made, source=params.sources[names["source"]], clip=clip)
+    if stage == "subset":
+        return SubsetPin(**made, sources=params.sources, subset=params.subset)
+    if stage == "synth":
+        return SynthPin(**made, synth=params.synth, backbone=params.backbones[params.synth.backbone])
+    if stage == "flow":
+        return FlowPin(**made, flow=params.flow, backbone=learns_on, encoder=params.encoder)
+    if stage == "encode":
+        return EncodePin(**made, backbone=bare[names["backbone"]])
+    if stage == "teacher":
+        return TeacherPin(**made, teacher=params.teacher, backbone=learns_on, encoder=params.encoder, flow=params.flow)
+    if stage == "targets":
+        backbone = bare[names["backbone"]]
+        return TargetsPin(**made, target=names["target"], backbone=backbone, encoder=params.encoder)
+    if stage == "report":
+        return ReportPin(**made, params=params)
+    run = params.runs[names["run"]]
+    made |= {"run": names["run"], "seed": int(names["seed"])}
+    if stage == "align":
+        return AlignPin(
+            **made,
+            backbone=bare[run.backbone],
+            method=params.methods[run.method],
+            encoder=params.encoder,
+            align=params.align.model_copy(update={"layer": params.layer(names["run"])}),
+        )
+    bench = params.benches[names["bench"]]
+    if stage == "sample":
+        backbone = params.backbones[run.backbone]
+        return SamplePin(**made, still_of=run.still_of, backbone=backbone, bench=bench, noise_seed=params.sample.seed)
+    return BenchPin(**made, bench=bench, flow=params.flow)
+
+
+def dump(pin: Pin) -> str:
+    """A pin as the YAML text of its file; equal pins give equal text."""
+    return yaml.safe_dump(pin.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
