@@ -276,6 +276,9 @@ class Machine(Section):
 
     device: Literal["cpu", "cuda"]
     threads: Count
+    """CPU threads of one process"""
+    processes: Count
+    """ranks of one training, one per GPU"""
 
 
 class Params(Section):
@@ -308,7 +311,7 @@ class Params(Section):
         """The block that a run aligns, counted from 1."""
         return self.runs[run].layer or self.align.layer
 
-    def seeds(self, run: str) -> tuple[int, ...]:
+    def seeds_of(self, run: str) -> tuple[int, ...]:
         """Training seeds of a run; one without a training has seed 0 alone."""
         return self.seeds if self.runs[run].method else (0,)
 
@@ -317,7 +320,7 @@ class Params(Section):
         found = {}
         for table in self.tables.values():
             for run in table.rows:
-                for seed in self.seeds(run):
+                for seed in self.seeds_of(run):
                     found[run, table.bench, seed] = None
         return list(found)
 

@@ -1,0 +1,47 @@
+# Two commands: `make run` ends with a report, `make test` with a green line. Needs git, make, Python 3.11 and a package index.
+BIN := $(CURDIR)/.venv/bin
+UV_VERSION := 0.13.9
+export PATH := $(BIN):$(PATH)
+export UV_LINK_MODE ?= hardlink
+.DEFAULT_GOAL := help
+.PHONY: help run env test lint format schema revisions lock restore clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: env  ## the whole chain at the scale that params.yaml names; ends with the report's path
+	snakemake --profile local all
+
+env: .venv/installed  ## create .venv from requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || python3.11 -m venv .venv || python3 -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "MoAlign needs Python 3.11: remove .venv, put python3.11 on the PATH")'
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+test: env  ## all tests that need no GPU, no cluster and no rater
+	python -m pytest -m "not faults and not envs and not gpu"
+
+lint: env  ## ruff, snakefmt and snakemake's own linter
+	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint
+
+format: env  ## the same, writing
+	ruff check --fix . && ruff format . && snakefmt Snakefile workflow/rules
+
+schema: env  ## resources/params.schema.json from the types in config.py
+	moalign schema --out resources/params.schema.json
+
+revisions: env  ## record that a change of code leaves its stage's results as they are
+	python tests/test_revisions.py
+
+lock: env  ## requirements.lock from pyproject.toml
+	uv pip compile pyproject.toml --quiet --extra dev --generate-hashes --no-header --python-version 3.11 -o requirements.lock
+
+restore: env  ## after `git checkout` and `dvc pull`: tell Snakemake that what lies there is current
+	snakemake --profile local --touch --forceall all
+
+clean:  ## remove results, checkpoints and caches, not .venv
+	git clean -fdXq -- results work wandb .snakemake .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,38 @@
+# MoAlign, from videos to tables: `snakemake --profile local all`, `snakemake --profile slurm all`, or one table's name.
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/bench.smk"
+
+
+localrules:
+    all,
+    pin,
+    pins,
+    collect,
+    subset,
+    synth,
+    flow,
+    encode,
+    targets,
+    align,
+    sample,
+    bench,
+
+
+onstart:
+    take_lock()
+
+
+onsuccess:
+    if Path(PAGE).exists():
+        print(f"\nThe report: {PAGE}")
+
+
+rule all:
+    """Every table of this scale, and the page that shows them."""
+    default_target: True
+    input:
+        PAGE,

@@ -1,0 +1,169 @@
+"""`moalign STAGE --config PIN --... --out PATH`: what the workflow does, by hand. Values are in the pin, paths on the line."""
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+
+from moalign import __version__
+from moalign.errors import Problem
+from moalign.manifest import disk
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option; `many` takes several values, `pairs` takes NAME=PATH values as a dictionary."""
+
+    name: str
+    help: str
+    many: bool = False
+    pairs: bool = False
+    number: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: the function that it calls, and its options."""
+
+    call: str  # module:function
+    help: str
+    flags: tuple[Flag, ...]
+
+
+CONFIG = Flag("config", "this job's pin, written by the workflow under results/SCALE/pins")
+CLIPS = Flag("clips", "manifest of Clip rows")
+MANY_CLIPS = Flag("clips", "manifests of Clip rows", many=True)
+SELECTION = Flag("selection", "manifest of Choice rows, from `select`")
+SHARD = Flag("shard", "which shard, from 0", number=True)
+WORK = Flag("work", "folder for checkpoints; a killed training goes on from there")
+OUT = Flag("out", "where the manifest goes; its data files are written beside it")
+
+COMMANDS = {
+    "collect": Command(
+        "moalign.stages.collect:run",
+        "make a collection of videos: the physics world, or real footage",
+        (CONFIG, Flag("out", "the collection's annotations.json; the videos go beside it")),
+    ),
+    "annotate": Command(
+        "moalign.stages.annotate:run",
+        "write the annotations of a folder of your own videos (captions: clip.txt beside clip.mp4)",
+        (Flag("root", "folder of videos"), Flag("out", "the annotations.json to write")),
+    ),
+    "select": Command(
+        "moalign.stages.subset:select",
+        "choose the clips, from the annotations alone (Sec. 4.1)",
+        (CONFIG, Flag("source", "NAME=annotations.json of each source", many=True, pairs=True), OUT),
+    ),
+    "ingest": Command(
+        "moalign.stages.subset:ingest",
+        "decode one shard of chosen clips into a tar of small proxies",
+        (CONFIG, SELECTION, Flag("source", "NAME=root folder of each source", many=True, pairs=True), SHARD, OUT),
+    ),
+    "synth": Command(
+        "moalign.stages.synth:run", "write one shard of synthetic clips with Wan (Sec. 4.1)", (CONFIG, SELECTION, SHARD, OUT)
+    ),
+    "flow": Command("moalign.stages.flow:run", "RAFT's optical flow O of one shard (Sec. 3.2)", (CONFIG, CLIPS, OUT)),
+    "encode": Command(
+        "moalign.stages.encode:run", "latents z0 and prompt states of one shard (Sec. 3.1)", (CONFIG, CLIPS, OUT)
+    ),
+    "teacher": Command(
+        "moalign.stages.teacher:run",
+        "stage 1: train the motion subspace M_psi on flow (Eq. 3-4)",
+        (CONFIG, MANY_CLIPS, Flag("flow", "manifests of Flow rows", many=True), WORK, OUT),
+    ),
+    "targets": Command(
+        "moalign.stages.targets:run",
+        "what the student is aligned to, for one shard: M (Eq. 3), or the encoder's raw tokens",
+        (CONFIG, CLIPS, Flag("teacher", "stage 1's manifest; only the target `motion` needs it", optional=True), OUT),
+    ),
+    "align": Command(
+        "moalign.stages.align:run",
+        "stage 2: fine-tune one run (Eq. 5-9)",
+        (
+            CONFIG,
+            MANY_CLIPS,
+            Flag("latents", "manifests of Latent rows", many=True),
+            Flag("targets", "manifests of Target rows, where the method has a target", many=True, optional=True),
+            WORK,
+            OUT,
+        ),
+    ),
+    "sample": Command(
+        "moalign.stages.sample:run",
+        "sample a bench's videos from one run",
+        (
+            CONFIG,
+            Flag("prompts", "the bench's prompts, one per line"),
+            Flag("run", "stage 2's manifest; without it the stock weights are sampled", optional=True),
+            Flag("still", "manifest of Sample rows whose first frames are repeated (the static control)", optional=True),
+            OUT,
+        ),
+    ),
+    "bench": Command(
+        "moalign.stages.bench:run", "rate the videos of one run", (CONFIG, Flag("samples", "manifest of Sample rows"), OUT)
+    ),
+    "report": Command(
+        "moalign.stages.report:run",
+        "tables, metrics.json and the page of one scale",
+        (CONFIG, Flag("results", "results/SCALE"), Flag("out", "the page")),
+    ),
+    "world": Command(
+        "moalign.stages.world:run",
+        "one clip of the physics world, with its flow picture and its state plot",
+        (
+            Flag("scene", "fall, throw, collide, ramp, pendulum or slide"),
+            Flag("seed", "the clip is a pure function of scene and seed", number=True),
+            Flag("out", "the mp4; the pictures go beside it"),
+        ),
+    ),
+    "miniature": Command(
+        "moalign.stages.miniature:run",
+        "train one of the small models in resources/miniature from nothing",
+        (Flag("model", "vae, text, cogvideox, wan, videomae or raft"), WORK, Flag("out", "folder, in the hub's layout")),
+    ),
+    "schema": Command(
+        "moalign.stages.schema:run", "write the JSON schema of params.yaml, for editors", (Flag("out", "the schema's file"),)
+    ),
+}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, built without importing a stage."""
+    top = argparse.ArgumentParser(prog="moalign", description=__doc__)
+    top.add_argument("--version", action="version", version=f"moalign {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="STAGE")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        for flag in command.flags:
+            kind = _pair if flag.pairs else int if flag.number else str
+            options = {"nargs": "+"} if flag.many else {}
+            sub.add_argument(f"--{flag.name}", required=not flag.optional, type=kind, help=flag.help, **options)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage. A Problem is one message and status 2; a stopped training that can go on is status 75."""
+    values = vars(parser().parse_args(argv))
+    name = values.pop("command")
+    command = COMMANDS[name]
+    pairs = {flag.name for flag in command.flags if flag.pairs}
+    values = {key: dict(value) if key in pairs else value for key, value in values.items() if value is not None}
+    module, function = command.call.split(":")
+    try:
+        with disk(values.get("out", ".")):
+            getattr(importlib.import_module(module), function)(**values)
+    except Problem as problem:
+        print(f"moalign {name}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"moalign {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0

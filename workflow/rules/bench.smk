@@ -1,0 +1,88 @@
+# From trained runs to tables: sample, rate, report.
+
+
+rule sample_run:
+    """A bench's videos from one run (Sec. 5.1)."""
+    input:
+        lambda wildcards: weights(
+            PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights
+        ),
+        config="results/{scale}/pins/sample/{run}-s{seed}-{bench}.yaml",
+        prompts=lambda wildcards: PARAMS.benches[wildcards.bench].prompts,
+        run=lambda wildcards: (
+            "results/{scale}/runs/{run}/s{seed}/manifest.jsonl"
+            if PARAMS.runs[wildcards.run].method
+            else []
+        ),
+        still=lambda wildcards: (
+            f"results/{{scale}}/samples/{PARAMS.runs[wildcards.run].still_of}/s{{seed}}/{{bench}}.jsonl"
+            if PARAMS.runs[wildcards.run].still_of
+            else []
+        ),
+    output:
+        "results/{scale}/samples/{run}/s{seed}/{bench}.jsonl",
+    log:
+        "results/{scale}/logs/sample/{run}-s{seed}-{bench}.log",
+    conda:
+        "../../envs/moalign.yaml"
+    threads: PARAMS.machine.threads
+    params:
+        run=lambda wildcards, input: f"--run {input.run}" if input.run else "",
+        still=lambda wildcards, input: f"--still {input.still}" if input.still else "",
+    shell:
+        "moalign sample --config {input.config} --prompts {input.prompts} {params.run} {params.still}"
+        " --out {output} > {log} 2>&1"
+
+
+rule sample:
+    """All videos that a table needs."""
+    input:
+        cells("samples"),
+
+
+rule bench_run:
+    """One run's videos, rated: one row per video and metric."""
+    input:
+        weights(PARAMS.flow.weights),
+        config="results/{scale}/pins/bench/{run}-s{seed}-{bench}.yaml",
+        samples="results/{scale}/samples/{run}/s{seed}/{bench}.jsonl",
+    output:
+        "results/{scale}/scores/{run}/s{seed}/{bench}.jsonl",
+    log:
+        "results/{scale}/logs/bench/{run}-s{seed}-{bench}.log",
+    conda:
+        "../../envs/moalign.yaml"
+    threads: PARAMS.machine.threads
+    shell:
+        "moalign bench --config {input.config} --samples {input.samples} --out {output} > {log} 2>&1"
+
+
+rule bench:
+    """All scores."""
+    input:
+        cells("scores"),
+
+
+rule report:
+    """Tables, metrics.json and the page of this scale."""
+    input:
+        config=f"{RESULTS}/pins/report.yaml",
+        clips=per_shard("clips"),
+        flow=per_shard("flow"),
+        latents=rules.encode.input,
+        teacher=rules.teacher.output,
+        runs=rules.align.input,
+        samples=rules.sample.input,
+        scores=rules.bench.input,
+    output:
+        PAGE,
+        f"{RESULTS}/metrics.json",
+        [f"{RESULTS}/tables/{table}.md" for table in PARAMS.tables],
+    log:
+        f"{RESULTS}/logs/report/report.log",
+    conda:
+        "../../envs/moalign.yaml"
+    params:
+        results=RESULTS,
+    shell:
+        "moalign report --config {input.config} --results {params.results} --out {output[0]} > {log} 2>&1"

@@ -1,0 +1,160 @@
+# Parameters, pins and paths. params.yaml is read and checked here, before anything is queued.
+
+import fcntl
+import os
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from moalign import config as settings
+from moalign.errors import Problem
+
+try:
+    PARAMS = settings.load(
+        "params.yaml", **config
+    )  # `--config scale=paper` replaces a top-level key
+except Problem as problem:
+    raise WorkflowError(str(problem))
+
+RESULTS = f"results/{PARAMS.scale}"
+PAGE = f"{RESULTS}/report/index.html"
+ENVIRONMENT = "../../envs/moalign.yaml"
+
+# wandb reads these itself, so the pins need not carry them and switching it reruns nothing.
+os.environ.setdefault("WANDB_MODE", PARAMS.wandb.mode)
+os.environ.setdefault("WANDB_PROJECT", PARAMS.wandb.project)
+
+
+wildcard_constraints:
+    scale=PARAMS.scale,
+    kind="real|synth",
+    shard=r"\d{4}",
+    source="|".join(PARAMS.sources),
+    backbone="|".join(PARAMS.backbones),
+    target="tokens|motion",
+    run="|".join(PARAMS.runs),
+    seed=r"\d+",
+    bench="|".join(PARAMS.benches),
+
+
+def take_lock():
+    """One run at a time in a folder. The kernel lets go when this process dies, however it dies: no stale locks."""
+    global LOCK
+    LOCK = open(".snakemake/running", "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            "another Snakemake is running in this folder; wait for it, or stop it"
+        ) from None
+
+
+def shards(kind):
+    """Names of the shards of the real or of the synthetic clips."""
+    count = PARAMS.subset.shards if kind == "real" else PARAMS.synth.shards
+    return [f"{index:04d}" for index in range(count)]
+
+
+def per_shard(folder, kinds=("real", "synth")):
+    """Manifests of a stage that works shard by shard: all of its shards."""
+    return [
+        f"{RESULTS}/{folder}/{kind}/{shard}.jsonl"
+        for kind in kinds
+        for shard in shards(kind)
+    ]
+
+
+def weights(path):
+    """What changes when a model's files do: the checksums in its folder. Hub names have their revision instead."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    sums = folder / "SHA256SUMS"
+    return [str(sums)] if sums.exists() else []
+
+
+def trained():
+    """(run, seed) of every training that a table needs."""
+    return list(
+        dict.fromkeys(
+            (run, seed) for run, _, seed in PARAMS.rows() if PARAMS.runs[run].method
+        )
+    )
+
+
+def aligned_with(run):
+    """(backbone, target) of a run; the target is None where the method has none."""
+    row = PARAMS.runs[run]
+    target = PARAMS.methods[row.method].target
+    return row.backbone, None if target == "none" else target
+
+
+def cells(folder):
+    """Manifests of every row of every table, and of what a static control repeats."""
+    rows = {
+        (PARAMS.runs[run].still_of or run, bench, seed): None
+        for run, bench, seed in PARAMS.rows()
+    }
+    rows |= dict.fromkeys(PARAMS.rows())
+    return [
+        f"{RESULTS}/{folder}/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in rows
+    ]
+
+
+def all_pins():
+    """Name of every pin -> the stage and the names that `settings.pin` cuts it by."""
+    pins = {
+        f"collect/{name}": ("collect", {"source": name})
+        for name, row in PARAMS.sources.items()
+        if row.make
+    }
+    pins |= {
+        stage: (stage, {}) for stage in ("subset", "synth", "flow", "teacher", "report")
+    }
+    for run, bench, seed in PARAMS.rows():
+        row = PARAMS.runs[run]
+        names = {"run": run, "seed": seed}
+        if row.method:
+            pins[f"align/{run}-s{seed}"] = ("align", names)
+            pins[f"encode/{row.backbone}"] = ("encode", {"backbone": row.backbone})
+            backbone, target = aligned_with(run)
+            if target:
+                pins[f"targets/{backbone}-{target}"] = (
+                    "targets",
+                    {"backbone": backbone, "target": target},
+                )
+        for name in filter(None, (run, row.still_of)):
+            pins[f"sample/{name}-s{seed}-{bench}"] = (
+                "sample",
+                {**names, "run": name, "bench": bench},
+            )
+            pins[f"bench/{name}-s{seed}-{bench}"] = (
+                "bench",
+                {**names, "run": name, "bench": bench},
+            )
+    return pins
+
+
+PINS = all_pins()
+
+
+def pin_text(wildcards):
+    """The text of a pin: its job's share of the parameters, resolved."""
+    stage, names = PINS[wildcards.name]
+    return settings.dump(settings.pin(PARAMS, stage, **names))
+
+
+rule pin:
+    """A job's share of the parameters. It changes only when that share does, and then its job runs again."""
+    output:
+        "results/{scale}/pins/{name}.yaml",
+    wildcard_constraints:
+        name="|".join(PINS),
+    params:
+        text=pin_text,
+    shell:
+        "printf %s {params.text:q} > {output}"
+
+
+rule pins:
+    """Every pin of this scale."""
+    input:
+        [f"{RESULTS}/pins/{name}.yaml" for name in PINS],

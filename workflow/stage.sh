@@ -1,0 +1,7 @@
+#!/bin/sh
+# One DVC stage: Snakemake for one milestone, restricted to that milestone's rules.
+#   sh workflow/stage.sh MILESTONE RULE...      SNAKEMAKE_PROFILE=slurm sends the jobs to the cluster
+: "${SNAKEMAKE_PROFILE:=local}"
+export SNAKEMAKE_PROFILE
+milestone=$1
+exec snakemake --allowed-rules "$@" -- "$milestone"
