@@ -85,8 +85,8 @@ class Grid:
         for name, pixels in (("height", self.height), ("width", self.width)):
             if pixels % self.token_pixels:
                 raise Problem(
-                    f"{key}.{name}: {pixels} is not a multiple of {self.token_pixels} (VAE stride {self.stride[1]}"
-                    f" x patch {self.patch})"
+                    f"{key}.size: {name} {pixels} is not a multiple of {self.token_pixels}"
+                    f" (VAE stride {self.stride[1]} x patch {self.patch})"
                 )
         if self.teacher_height % self.teacher_patch:
             raise Problem(
@@ -96,7 +96,7 @@ class Grid:
         rows = self.teacher_height // self.teacher_patch
         if self.shrink not in (1, 3) or Ht // self.shrink != rows:
             raise Problem(
-                f"{key}.height: a student grid of {Ht} x {Wt} tokens is neither 1 x nor 3 x the teacher's {rows} rows"
+                f"{key}.size: a student grid of {Ht} x {Wt} tokens is neither 1 x nor 3 x the teacher's {rows} rows"
                 f" (encoder.size / encoder.patch); allowed student rows: {rows} or {3 * rows}"
             )
         if (self.frames - 1) % self.teacher_tubelet or self.motion[0] % (self.tokens[0] - 1):

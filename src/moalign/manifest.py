@@ -218,10 +218,12 @@ def read(path: str | Path, kind: type[Row]) -> Manifest[Row]:
     """A manifest whose rows are `kind`, checked: Problem names the file and the line that is wrong."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = (
+            path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        )  # not splitlines: captions may hold U+2028
     except FileNotFoundError:
         raise Problem(f"{path}: no such manifest; run the stage that makes it") from None
-    if not lines:
+    if lines == [""]:
         raise Problem(f"{path}: empty; remove it and run its stage again")
     header = _row(Header, lines[0], path, 1)
     if header.manifest != kind.__name__:

@@ -1,0 +1,14 @@
+"""The device and the threads that a job's pin gives it."""
+
+import torch
+
+from moalign.config import Machine
+from moalign.errors import Problem
+
+
+def use(machine: Machine) -> torch.device:
+    """Set torch's threads and choose its device; Problem where a GPU is asked for and there is none."""
+    torch.set_num_threads(machine.threads)
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise Problem("machine.device: cuda, but torch sees no GPU here; run on a GPU node, or set machine.device: cpu")
+    return torch.device(machine.device)

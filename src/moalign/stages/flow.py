@@ -1,0 +1,34 @@
+"""RAFT's optical flow O of one shard of clips (Sec. 3.2): `moalign flow --config PIN --clips SHARD --out MANIFEST`."""
+
+from pathlib import Path
+
+import torch
+
+from moalign import device, manifest, shards
+from moalign.clips import load_clip
+from moalign.config import FlowPin, make_grid
+from moalign.progress import track
+from moalign.teacher import raft
+
+
+@torch.no_grad()
+def run(config: str, clips: str, out: str) -> None:
+    """Write the flow shard of a clip manifest: int16 [N, Fm-1, 2, h, w], rows of manifest.Flow."""
+    pin = FlowPin.load(config)
+    where = device.use(pin.machine)
+    grid = make_grid(pin.backbone, pin.encoder)
+    given = manifest.read(clips, manifest.Clip)
+    model = raft.load(pin.flow).to(where)
+    with manifest.making(out, manifest.Flow, pin=config, inputs=[clips]) as made:
+        name = f"{made.path.stem}.safetensors"
+        packed = []
+        for clip in track(given.rows, "flow"):
+            x0 = load_clip(given.path.parent, clip, pin.backbone.frames, pin.backbone.fps, pin.backbone.size)
+            O = raft.flow(model, x0[None].to(where), grid, pin.flow)[0].cpu()
+            motion = O.square().sum(1).sqrt().mean().item()
+            made.rows.append(manifest.Flow(clip.key, name, len(packed), round(motion, 6)))
+            packed.append(raft.pack(O))
+        if packed:
+            shards.write_tensors(made.path.parent / Path(name), {"flow": torch.stack(packed)}, {"unit": "1/64 pixel"})
+            made.file(name)
+        made.count("clips", len(packed))
