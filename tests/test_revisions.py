@@ -21,7 +21,7 @@ BESIDE = {
     "errors",
     "progress",
     "interfaces",
-}  # what they change shows in the pins, or in no result
+}  # seen in the pins, or in no result
 
 
 def file_of(name: str) -> Path | None:

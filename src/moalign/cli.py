@@ -1,4 +1,4 @@
-"""`moalign STAGE --config PIN --... --out PATH`: what the workflow does, by hand. Values are in the pin, paths on the line."""
+"""`moalign STAGE --config PIN --... --out PATH`: what the workflow does, by hand. Values are in the pin, paths here."""
 
 import argparse
 import importlib
@@ -61,7 +61,9 @@ COMMANDS = {
         (CONFIG, SELECTION, Flag("source", "NAME=root folder of each source", many=True, pairs=True), SHARD, OUT),
     ),
     "synth": Command(
-        "moalign.stages.synth:run", "write one shard of synthetic clips with Wan (Sec. 4.1)", (CONFIG, SELECTION, SHARD, OUT)
+        "moalign.stages.synth:run",
+        "write one shard of synthetic clips with Wan (Sec. 4.1)",
+        (CONFIG, SELECTION, SHARD, OUT),
     ),
     "flow": Command("moalign.stages.flow:run", "RAFT's optical flow O of one shard (Sec. 3.2)", (CONFIG, CLIPS, OUT)),
     "encode": Command(
@@ -96,12 +98,14 @@ COMMANDS = {
             CONFIG,
             Flag("prompts", "the bench's prompts, one per line"),
             Flag("run", "stage 2's manifest; without it the stock weights are sampled", optional=True),
-            Flag("still", "manifest of Sample rows whose first frames are repeated (the static control)", optional=True),
+            Flag("still", "manifest of Sample rows whose first frames are repeated: the static control", optional=True),
             OUT,
         ),
     ),
     "bench": Command(
-        "moalign.stages.bench:run", "rate the videos of one run", (CONFIG, Flag("samples", "manifest of Sample rows"), OUT)
+        "moalign.stages.bench:run",
+        "rate the videos of one run",
+        (CONFIG, Flag("samples", "manifest of Sample rows"), OUT),
     ),
     "report": Command(
         "moalign.stages.report:run",
@@ -120,10 +124,16 @@ COMMANDS = {
     "miniature": Command(
         "moalign.stages.miniature:run",
         "train one of the small models in resources/miniature from nothing",
-        (Flag("model", "vae, text, cogvideox, wan, videomae or raft"), WORK, Flag("out", "folder, in the hub's layout")),
+        (
+            Flag("model", "vae, text, cogvideox, wan, videomae or raft"),
+            WORK,
+            Flag("out", "folder, in the hub's layout"),
+        ),
     ),
     "schema": Command(
-        "moalign.stages.schema:run", "write the JSON schema of params.yaml, for editors", (Flag("out", "the schema's file"),)
+        "moalign.stages.schema:run",
+        "write the JSON schema of params.yaml, for editors",
+        (Flag("out", "the schema's file"),),
     ),
 }
 

@@ -1,7 +1,7 @@
 """params.yaml as types: loading, merging a scale over it, checking, and cutting each job's share, its *pin*.
 
 The Snakefile loads everything here before it queues a job, so a mistake stops in a second with the key, the value and
-what is allowed. A pin is what a job reads instead of params.yaml: its own share, resolved, and the `revision` of its stage.
+what is allowed. A pin is what a job reads instead of params.yaml: its own share, resolved, and its stage's `revision`.
 Needs PyYAML and pydantic, nothing heavier.
 """
 
@@ -366,7 +366,7 @@ def merge(under: dict, over: dict) -> dict:
 
 
 def load(path: str | Path = "params.yaml", **changes: Any) -> Params:
-    """params.yaml with the scale that its first line names merged over it, checked. `changes` replace top-level keys."""
+    """params.yaml with the scale that it names merged over it, checked. `changes` replace top-level keys."""
     path = Path(path)
     raw = {**read_yaml(path), **changes}
     scale = raw.get("scale")

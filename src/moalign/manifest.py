@@ -1,7 +1,7 @@
 """What stages hand to each other: JSON-lines files of typed rows, the first line telling what made them.
 
-A stage writes its data files first and its manifest last, by rename: a manifest that exists promises that all it lists is
-there. Paths inside are relative to the manifest's folder, so a results folder can be moved.
+A stage writes its data files first and its manifest last, by rename: a manifest that exists promises that all that it
+lists is there. Paths inside are relative to the manifest's folder, so a results folder can be moved.
 
     with manifest.making("results/smoke/flow/real/0000.jsonl", Flow, pin=args.config, inputs=[args.clips]) as made:
         made.rows.append(Flow(...))          # and made.file("0000.safetensors") for each data file
@@ -160,7 +160,7 @@ class Making(Generic[Row]):
         self.counts[name] = self.counts.get(name, 0) + more
 
     def file(self, name: str) -> Path:
-        """Note a finished data file (or every file of a folder) beside the manifest, with its hash. Returns its path."""
+        """Note a finished data file (or all files of a folder) beside the manifest, with its hash; its path."""
         path = self.path.parent / name
         for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if part.is_file():
