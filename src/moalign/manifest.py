@@ -15,7 +15,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -210,29 +210,41 @@ def making(path: str | Path, kind: type[Row], pin: str | Path, inputs: list = ()
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         notes=made.notes,
     )
-    lines = [asdict(header), *map(asdict, made.rows)]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    with disk(path), replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for line in (header, *made.rows):  # line by line: a selection has 350,000
+            file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
 
-def read(path: str | Path, kind: type[Row]) -> Manifest[Row]:
-    """A manifest whose rows are `kind`, checked: Problem names the file and the line that is wrong."""
+def read(path: str | Path, kind: type[Row], where: Callable[[Row], bool] | None = None) -> Manifest[Row]:
+    """A manifest whose rows are `kind`, checked: Problem names the file and the line that is wrong.
+
+    With `where`, only the rows for which it is true are kept.
+    """
     path = Path(path)
+    rows, number = [], 0
     try:
-        lines = (
-            path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        )  # not splitlines: captions may hold U+2028
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    header = _header(line, kind, path)
+                    continue
+                row = _row(kind, line, path, number)
+                if where is None or where(row):
+                    rows.append(row)
     except FileNotFoundError:
         raise Problem(f"{path}: no such manifest; run the stage that makes it") from None
-    if lines == [""]:
+    if not number:
         raise Problem(f"{path}: empty; remove it and run its stage again")
-    header = _row(Header, lines[0], path, 1)
+    if number - 1 != header.rows:
+        raise Problem(f"{path}: promises {header.rows} rows and holds {number - 1}; remove it and run its stage again")
+    return Manifest(path, header, rows)
+
+
+def _header(line: str, kind: type, path: Path) -> Header:
+    header = _row(Header, line, path, 1)
     if header.manifest != kind.__name__:
         raise Problem(f"{path}: holds {header.manifest} rows where {kind.__name__} rows are needed")
-    if len(lines) - 1 != header.rows:
-        raise Problem(
-            f"{path}: promises {header.rows} rows and holds {len(lines) - 1}; remove it and run its stage again"
-        )
-    return Manifest(path, header, [_row(kind, line, path, number) for number, line in enumerate(lines[1:], 2)])
+    return header
 
 
 def _row(kind: type, line: str, path: Path, number: int) -> Any:
