@@ -1,0 +1,120 @@
+"""The two kinds of data file: a tar of clips whose byte ranges are known, and stacked safetensors read row by row.
+
+Both are written under a temporary name and renamed, so a file that exists is whole. `tar xf` opens the first kind.
+"""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moalign.errors import Problem
+from moalign.manifest import disk, replacing
+
+
+class TarWriter:
+    """A tar in the making, as a context manager; it gets its name on leaving without an error.
+
+    Equal files give equal bytes.
+    """
+
+    def __init__(self, path: str | Path):
+        self._making = _tar_in_the_making(Path(path))
+
+    def __enter__(self) -> "TarWriter":
+        self._file, self._tar = self._making.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> bool | None:
+        return self._making.__exit__(*error)
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Append a file; returns (offset, size) of its bytes in the tar."""
+        header = tarfile.TarInfo(name)  # no date, no owner
+        header.size = len(data)
+        self._tar.addfile(header, BytesIO(data))
+        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return self._file.tell() - padded, len(data)
+
+
+@contextmanager
+def _tar_in_the_making(path: Path) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed run; a shard is many gigabytes
+            left.unlink(missing_ok=True)
+        with (
+            replacing(path) as temporary,
+            open(temporary, "wb") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar,
+        ):
+            yield file, tar
+
+
+def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset`."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except FileNotFoundError:
+        raise Problem(f"{path}: no such file, yet a manifest names it; run the stage that makes it again") from None
+    if len(data) < size:
+        raise Problem(f"{path}: shorter than its manifest says; remove the manifest and run its stage again")
+    return data
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Stacked tensors as one safetensors file, by rename."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path = Path(path)
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            try:
+                save_file(tensors, temporary, metadata)
+            except SafetensorError as error:  # a full disk comes as this library's own error
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), str(error)) from None
+
+
+class TensorShard:
+    """A safetensors file held open: `shard[name]` is a tensor that is read row by row, `shard[name][3]` or `[3:5]`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except FileNotFoundError:
+            raise Problem(f"{path}: no such file, yet a manifest names it; run the stage that makes it again") from None
+        except (SafetensorError, OSError) as error:
+            raise Problem(f"{path}: not a whole safetensors file ({error}); remove it, run its stage again") from None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What its writer noted."""
+        return self._file.metadata() or {}
+
+    def __getitem__(self, name: str):
+        if name not in self._file.keys():  # noqa: SIM118, it is no dictionary
+            raise Problem(f"{self.path}: has no tensor {name!r}, only {', '.join(self._file.keys())}")
+        return self._file.get_slice(name)
+
+    def row(self, name: str, index: int) -> Tensor:
+        """A copy of row `index` of a tensor; Problem where it has fewer. (A slice leans on the mapped file: writes show.)"""
+        rows = self[name]
+        if not 0 <= index < rows.get_shape()[0]:
+            raise Problem(
+                f"{self.path}: {name} has {rows.get_shape()[0]} rows and a manifest names row {index};"
+                " run the stage that makes it again"
+            )
+        return rows[index].clone()
