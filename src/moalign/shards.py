@@ -110,7 +110,7 @@ class TensorShard:
         return self._file.get_slice(name)
 
     def row(self, name: str, index: int) -> Tensor:
-        """A copy of row `index` of a tensor; Problem where it has fewer. (A slice leans on the mapped file: writes show.)"""
+        """A copy of row `index` of a tensor (a bare slice leans on the mapped file); Problem where it has fewer."""
         rows = self[name]
         if not 0 <= index < rows.get_shape()[0]:
             raise Problem(
@@ -118,3 +118,18 @@ class TensorShard:
                 " run the stage that makes it again"
             )
         return rows[index].clone()
+
+
+class TensorShards:
+    """Shards by path, each opened once, when first read. Copies in other processes open their own."""
+
+    def __init__(self):
+        self._open: dict[Path, TensorShard] = {}
+
+    def __getstate__(self) -> dict:
+        return {"_open": {}}
+
+    def __getitem__(self, path: Path) -> TensorShard:
+        if path not in self._open:
+            self._open[path] = TensorShard(path)
+        return self._open[path]
