@@ -8,6 +8,7 @@ Needs PyYAML and pydantic, nothing heavier.
 import difflib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -80,7 +81,7 @@ class Subset(Section):
     frames: Count
     """frames of the stored proxy"""
     fps: Positive
-    short_side: Count
+    short_side: Annotated[int, Field(gt=0, multiple_of=2)]  # H.264 wants even sides
     """pixels of the proxy's shorter side"""
     max_aspect: Positive
     min_aspect: Positive
@@ -441,6 +442,11 @@ def _check_sources(params: Params, path: str) -> None:
     if not params.sources:
         raise Problem(f"{path}: sources: none; name at least one collection of videos")
     for name, source in params.sources.items():
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name == "synth":
+            raise Problem(
+                f"{path}: sources.{name}: a name is made of letters, digits, '_', '-' and '.', and is not 'synth'"
+                " (the synthetic clips' own); rename it"
+            )
         given = source.root is not None and source.annotations is not None
         if given == (source.make is not None):
             raise Problem(f"{path}: sources.{name}: give either `root` and `annotations`, or `make`")
