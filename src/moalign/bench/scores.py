@@ -1,0 +1,103 @@
+"""From Score rows to a run's numbers: means with their n, what is missing, Joint, differences.
+
+Joined by key, never by order. A key is (prompt_id, index): which video. An incomplete run has no mean: half a benchmark
+is another benchmark.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moalign.bench import statistics
+from moalign.errors import Problem
+from moalign.manifest import Score
+
+Key = tuple[int, int]  # prompt_id, index
+BINARY = ("dynamic", "still", "Joint")  # metrics that are 1 or 0 for a video
+PASS = 4  # VideoPhy2: semantic adherence and physical commonsense are 1-5, a pass is both >= 4
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one run, over its trainings."""
+
+    mean: float | None  # None where a video has no number
+    low: float | None
+    high: float | None
+    n: int  # numbers found, over all trainings
+    missing: tuple[tuple[int, Key], ...]  # (seed of the training, key)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A run minus another, over the same videos."""
+
+    mean: float
+    low: float
+    high: float
+    p: float | None  # exact McNemar, for a metric of BINARY where one training stands on either side
+
+
+def by_key(rows: Iterable[Score], metric: str, where: str = "scores") -> dict[Key, float]:
+    """Values of one metric by key; Problem where one video has two."""
+    values: dict[Key, float] = {}
+    for row in rows:
+        if row.metric != metric:
+            continue
+        key = (row.prompt_id, row.index)
+        if key in values:
+            raise Problem(
+                f"{where}: {metric} of prompt {key[0]}, video {key[1]} is there twice; rate the samples again"
+            )
+        values[key] = float(row.value)
+    return values
+
+
+def joint(rows: Sequence[Score], semantic: str = "SA", physical: str = "PC") -> list[Score]:
+    """Joint of VideoPhy2: 1 where both scores are at least 4. A video with one of them only has none."""
+    one, other = by_key(rows, semantic), by_key(rows, physical)
+    rule = f"1 where {semantic} >= {PASS} and {physical} >= {PASS}"
+    return [
+        replace(row, metric="Joint", value=float(min(row.value, other[row.prompt_id, row.index]) >= PASS), rule=rule)
+        for row in rows
+        if row.metric == semantic and (row.prompt_id, row.index) in one.keys() & other.keys()
+    ]
+
+
+def summarise(metric: str, trainings: dict[int, dict[Key, float]], keys: Iterable[Key]) -> Summary:
+    """Mean and 95 % interval of a metric, from its values by key for each training's seed; `keys` must all be there."""
+    keys = sorted(keys)
+    missing = tuple((seed, key) for seed in sorted(trainings) for key in keys if key not in trainings[seed])
+    n = len(trainings) * len(keys) - len(missing)
+    if missing or not n:
+        return Summary(None, None, None, n, missing)
+    values = stack(trainings, keys)
+    prompts = [prompt for prompt, _ in keys]
+    if metric in BINARY and len(values) == 1 and len(set(prompts)) == len(prompts):
+        low, high = statistics.wilson(int(values.sum()), values.size)  # independent passes
+    else:
+        low, high = statistics.bootstrap(values, prompts)
+    return Summary(float(values.mean()), low, high, n, ())
+
+
+def difference(
+    metric: str, ours: dict[int, dict[Key, float]], base: dict[int, dict[Key, float]], keys: Iterable[Key]
+) -> Difference:
+    """Paired difference of the means, a run minus a base, with its 95 % interval; nothing may be missing.
+
+    Trainings pair by seed; a run without a training meets each training of the other.
+    """
+    keys = sorted(keys)
+    if len(ours) > 1 and len(base) > 1 and sorted(ours) != sorted(base):
+        raise Problem(f"scores: trainings with seeds {sorted(ours)} cannot be paired with seeds {sorted(base)}")
+    a, b = stack(ours, keys), stack(base, keys)
+    apart = a - b
+    low, high = statistics.bootstrap(apart, [prompt for prompt, _ in keys])
+    p = statistics.mcnemar_exact(a[0], b[0]) if metric in BINARY and len(a) == len(b) == 1 else None
+    return Difference(float(apart.mean()), low, high, p)
+
+
+def stack(trainings: dict[int, dict[Key, float]], keys: Sequence[Key]) -> np.ndarray:
+    """Values [S, K], trainings by seed, videos in the order of `keys`."""
+    return np.array([[trainings[seed][key] for key in keys] for seed in sorted(trainings)])

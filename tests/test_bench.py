@@ -1,0 +1,355 @@
+"""The rater "motion", the joining of scores and the statistics behind the tables."""
+
+import math
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.models.optical_flow import raft_small
+
+from moalign import config, manifest, video
+from moalign.bench import motion, scores, statistics
+from moalign.errors import Problem
+from moalign.manifest import Sample, Score
+from moalign.stages import bench
+
+TOP = Path(__file__).parents[1]
+
+
+def moving_square(frames=9, height=64, width=64, step=3, seed=0):
+    """A textured square that walks to the right over a textured ground: uint8 [F, H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    ground = cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (width, height))
+    square = cv2.resize(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), (16, 16))
+    clip = np.stack([ground] * frames)
+    for index in range(frames):
+        left = 4 + step * index
+        clip[index, 20:36, left : left + 16] = square[:, : max(0, width - left)]
+    return clip
+
+
+def sample(path, prompt=0, index=0, frames=9, fps=8.0):
+    return Sample(prompt, "a ball", index, 7, path, fps, frames)
+
+
+# --- flicker ----------------------------------------------------------------------------------------------------------
+
+
+def plain_flicker(path):
+    """VBench's temporal flickering as its text defines it, read with OpenCV as its evaluator does."""
+    reader, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        there, frame = reader.read()
+        if not there:
+            break
+        frames.append(np.array(frame, dtype=np.float32))
+    errors = [np.mean(cv2.absdiff(a, b)) for a, b in pairwise(frames)]
+    return (255.0 - np.mean(np.array(errors)).item()) / 255.0
+
+
+@pytest.mark.parametrize("crf", [0, 12, 40])
+@pytest.mark.parametrize("size", [(64, 64), (62, 98), (480, 720)])
+def test_flicker_has_the_digits_of_its_definition(tmp_path, crf, size):
+    frames = moving_square(5, *size)
+    frames[2] = np.random.default_rng(1).integers(0, 256, frames[2].shape)  # large sums, where float32 rounds
+    path = tmp_path / "clip.mp4"
+    video.write(path, frames, 8, crf=crf)
+    assert motion.flicker(video.read(path, list(range(5)))) == plain_flicker(path)
+
+
+@pytest.mark.parametrize("size", [(63, 65), (1, 1), (5, 300)])
+def test_flicker_at_odd_sizes(size):
+    frames = np.random.default_rng(2).integers(0, 256, (4, *size, 3), dtype=np.uint8)
+    errors = [np.abs(frames[i].astype(int) - frames[i + 1].astype(int)).mean() for i in range(3)]
+    assert motion.flicker(frames) == pytest.approx(1 - np.mean(errors) / 255, abs=1e-6)
+
+
+def test_flicker_extremes():
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    assert motion.flicker(frames) == 1.0
+    frames[1] = 255
+    assert motion.flicker(frames) == 0.0
+    assert motion.flicker(frames[:1]) is None
+
+
+# --- motion -----------------------------------------------------------------------------------------------------------
+
+
+def constant_flow(pixels, share=1.0):
+    """A flow network that says: the top `share` of the rows moves `pixels` to the right, of what it is given."""
+
+    def pair_flow(a, b):
+        flow = torch.zeros(len(a), 2, *a.shape[-2:])
+        flow[:, 0, : round(share * a.shape[-2])] = pixels
+        return flow
+
+    return pair_flow
+
+
+@pytest.mark.parametrize(
+    ("pixels", "frames", "dynamic"),
+    [
+        (3.1, 17, 1),  # threshold at 128: 6 * 128 / 256 = 3 pixels
+        (2.9, 17, 0),
+        (3.0, 17, 0),  # strictly above
+        (0.0, 2, 1),  # round(4 * 2 / 16) = 0: no pair needs to move
+        (0.0, 3, 0),  # round(0.75) = 1
+    ],
+)
+def test_dynamic_degree_at_its_threshold(pixels, frames, dynamic):
+    clip = np.zeros((frames, 64, 64, 3), np.uint8)
+    assert motion.movement(clip, 8.0, constant_flow(pixels), (128, 128))["dynamic"] == dynamic
+
+
+@pytest.mark.parametrize(("frames", "needed"), [(2, 0), (3, 1), (6, 2), (10, 2), (14, 4), (16, 4), (17, 4), (49, 12)])
+def test_dynamic_degree_counts_half_to_even(frames, needed):
+    still, moves = 5.9, 6.1
+    for moving in range(frames):
+        pairs = [moves] * moving + [still] * (frames - 1 - moving)
+        assert motion.is_dynamic(random.Random(moving).sample(pairs, len(pairs)), 256, frames) == (moving >= needed)
+
+
+def test_fastest_pixels_are_five_percent():
+    speed = np.arange(1000, dtype=np.float32).reshape(20, 50)
+    assert motion.mean_of_fastest(speed) == pytest.approx(np.arange(950, 1000).mean())
+    assert motion.mean_of_fastest(np.random.default_rng(0).permutation(speed.ravel()).reshape(50, 20)) == 974.5
+
+
+def test_mean_motion_does_not_depend_on_the_flow_size():
+    clip = np.zeros((9, 64, 64, 3), np.uint8)
+    small = motion.movement(clip, 8.0, constant_flow(2.0, 0.5), (128, 128))
+    large = motion.movement(clip, 8.0, constant_flow(4.0, 0.5), (256, 256))
+    assert small == large
+    assert small["motion"] == pytest.approx(2.0)  # half the rows, 2 pixels of 128 = 4 of 256
+
+
+def test_pairs_are_taken_at_eight_frames_per_second():
+    seen = []
+
+    def pair_flow(a, b):
+        seen.append(len(a))
+        return torch.zeros(len(a), 2, *a.shape[-2:])
+
+    for fps in (4.0, 8.0, 16.0, 24.0):
+        motion.movement(np.zeros((17, 64, 64, 3), np.uint8), fps, pair_flow, (128, 128))
+    assert seen == [16, 16, 8, 5]
+
+
+def test_the_flow_keeps_the_video_s_aspect():
+    assert motion.flow_size((480, 720), (128, 192)) == (128, 192)
+    assert motion.flow_size((480, 832), (128, 192)) == (128, 224)
+    assert motion.flow_size((64, 64), (128, 128)) == (128, 128)
+    assert motion.flow_size((90, 60), (128, 128)) == (192, 128)
+
+
+def test_near_still():
+    clip = np.zeros((9, 64, 64, 3), np.uint8)
+    assert motion.movement(clip, 8.0, constant_flow(0.49), (128, 128))["still"] == 1
+    assert motion.movement(clip, 8.0, constant_flow(0.51), (128, 128))["still"] == 0
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pin_text(tmp_path_factory):
+    """The pin of one bench of the smoke scale, with an untrained RAFT."""
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("raft") / "raft_small.pth"
+    torch.save(raft_small(weights=None).state_dict(), weights)
+    pin = config.pin(config.load(TOP / "params.yaml", scale="smoke"), "bench", run="cog-base", seed=0, bench="physics")
+    flow = pin.flow.model_copy(update={"weights": str(weights), "updates": 2})
+    return config.dump(pin.model_copy(update={"flow": flow}))
+
+
+@pytest.fixture
+def folder(tmp_path, pin_text):
+    (tmp_path / "pin.yaml").write_text(pin_text)
+    return tmp_path
+
+
+def write_samples(folder, rows, frames=9):
+    """A Sample manifest with a small video per row, at folder/samples.jsonl."""
+    with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
+        for row in rows:
+            video.write(folder / row.file, moving_square(frames, seed=row.prompt_id), 8)
+            made.rows.append(row)
+
+
+def rate(folder):
+    bench.run(folder / "pin.yaml", folder / "samples.jsonl", folder / "scores.jsonl")
+    return manifest.read(folder / "scores.jsonl", Score)
+
+
+def test_stage_rates_every_video(folder):
+    write_samples(folder, [sample(f"{prompt}.mp4", prompt) for prompt in range(3)])
+    made = rate(folder)
+    assert {row.metric for row in made.rows} == set(motion.RULES)
+    assert len(made.rows) == 12
+    assert made.header.counts == {"videos": 3, "without a number": 0}
+    for row in made.rows:
+        if row.metric == "flicker":
+            assert row.value == plain_flicker(folder / f"{row.prompt_id}.mp4")
+    assert rate(folder).rows == made.rows
+
+
+def test_a_single_frame_gets_no_number_and_is_listed(folder):
+    write_samples(folder, [sample("0.mp4", 0)])
+    video.write(folder / "1.mp4", moving_square(1), 8)
+    with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
+        made.rows += [sample("0.mp4", 0), sample("1.mp4", 1, frames=1)]
+    found = rate(folder)
+    assert {row.prompt_id for row in found.rows} == {0}
+    assert found.header.notes["without_number"] == {"motion": [[1, 0]]}
+    values = {0: scores.by_key(found.rows, "flicker")}
+    summary = scores.summarise("flicker", values, [(0, 0), (1, 0)])
+    assert (summary.mean, summary.n, summary.missing) == (None, 1, ((0, (1, 0)),))
+
+
+def test_every_fault_is_named_and_nothing_is_rated(folder):
+    rows = [sample(f"{prompt}.mp4", prompt) for prompt in range(5)]
+    write_samples(folder, [*rows, sample("5.mp4", 6)])
+    (folder / "0.mp4").unlink()
+    (folder / "1.mp4").write_bytes(b"not a video")
+    (folder / "2.mp4").write_bytes((folder / "3.mp4").read_bytes()[:700])
+    video.write(folder / "3.mp4", moving_square(5), 8)
+    with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
+        made.rows += [*rows, sample("5.mp4", 6), sample("4.mp4", 4)]
+    with pytest.raises(Problem) as caught:
+        rate(folder)
+    text = str(caught.value)
+    for fault in (
+        "prompt 0, video 0: ",
+        "prompt 1, video 0: ",
+        "prompt 2, video 0: ",
+        "3.mp4 holds 5 frames, 9 were sampled",
+        "prompt 4, video 0: listed twice",
+        "prompt 5, video 0: not sampled",
+    ):
+        assert fault in text
+    assert not (folder / "scores.jsonl").exists()
+
+
+def test_frames_that_do_not_decode_stop_the_rating(folder):
+    write_samples(folder, [sample("0.mp4", 0), sample("1.mp4", 1)])
+    data = bytearray((folder / "1.mp4").read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start : start + 4000] = bytes(len(data[start : start + 4000]))
+    (folder / "1.mp4").write_bytes(data)
+    with pytest.raises(Problem, match="prompt 1, video 0"):
+        rate(folder)
+    assert not (folder / "scores.jsonl").exists()
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(metric, values):
+    return [Score(prompt, index, 0, metric, value, "r", "") for (prompt, index), value in values.items()]
+
+
+def test_scores_join_by_key_and_not_by_order():
+    rng = np.random.default_rng(3)
+    keys = [(prompt, index) for prompt in range(20) for index in range(2)]
+    ours, base = (rows_of("PC", dict(zip(keys, rng.random(40), strict=True))) for _ in range(2))
+    expected = scores.difference("PC", {0: scores.by_key(ours, "PC")}, {0: scores.by_key(base, "PC")}, keys)
+    random.Random(0).shuffle(ours)
+    random.Random(1).shuffle(base)
+    shuffled = scores.difference("PC", {0: scores.by_key(ours, "PC")}, {0: scores.by_key(base, "PC")}, keys[::-1])
+    assert shuffled == expected
+    assert expected.low < expected.mean < expected.high
+
+
+def test_joint_needs_both_and_joins_by_key():
+    semantic = {(0, 0): 5, (1, 0): 4, (2, 0): 4, (3, 0): 5, (4, 0): 5}
+    physical = {(3, 0): 3, (2, 0): 4, (1, 0): 3.9, (0, 0): 4}
+    rows = rows_of("SA", semantic) + rows_of("PC", physical)
+    assert scores.by_key(scores.joint(rows), "Joint") == {(0, 0): 1, (1, 0): 0, (2, 0): 1, (3, 0): 0}
+    assert scores.by_key(scores.joint(rows[::-1]), "Joint") == scores.by_key(scores.joint(rows), "Joint")
+
+
+def test_two_values_for_one_video_are_refused():
+    rows = rows_of("PC", {(0, 0): 1.0}) * 2
+    with pytest.raises(Problem, match="prompt 0, video 0"):
+        scores.by_key(rows, "PC")
+
+
+def test_summary_of_passes_and_of_values():
+    passes = {(prompt, 0): float(prompt < 7) for prompt in range(20)}
+    summary = scores.summarise("Joint", {0: passes}, passes)
+    assert (summary.mean, summary.n) == (0.35, 20)
+    assert (summary.low, summary.high) == pytest.approx(stats.binomtest(7, 20).proportion_ci(method="wilson"))
+    still = scores.summarise("flicker", {0: dict.fromkeys(passes, 1.0)}, passes)
+    assert (still.mean, still.low, still.high) == (1.0, 1.0, 1.0)
+
+
+def test_trainings_pair_by_seed_and_a_base_meets_each():
+    keys = [(prompt, 0) for prompt in range(30)]
+    values = {seed: {key: key[0] + 10.0 * seed for key in keys} for seed in range(3)}
+    higher = {seed: {key: value + 1 for key, value in row.items()} for seed, row in values.items()}
+    paired = scores.difference("PC", higher, values, keys)
+    assert (paired.mean, paired.low, paired.high) == pytest.approx((1, 1, 1))
+    against_base = scores.difference("PC", values, {0: values[0]}, keys)
+    assert against_base.mean == pytest.approx(10)
+    assert against_base.low < 5 and against_base.high > 15  # the spread of the three trainings is in it
+    with pytest.raises(Problem, match="seeds"):
+        scores.difference("PC", {0: values[0], 1: values[1]}, {1: values[1], 2: values[2]}, keys)
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval_covers_the_truth():
+    """Two correlated videos per prompt: about 95 % of the intervals hold the true mean, with few prompts too."""
+    rng, trials = np.random.default_rng(0), 600
+    for count in (8, 40):
+        prompts, held = np.repeat(np.arange(count), 2), 0
+        for trial in range(trials):
+            values = np.repeat(rng.normal(1.0, 1.0, count), 2) + rng.normal(0, 0.3, 2 * count)
+            low, high = statistics.bootstrap(values, prompts, seed=trial, draws=1000)
+            held += low <= 1.0 <= high
+        assert 0.92 <= held / trials <= 0.98, count
+
+
+def test_wilson_interval_covers_the_truth():
+    rng = np.random.default_rng(1)
+    held = [low <= 0.1 <= high for low, high in (statistics.wilson(k, 60) for k in rng.binomial(60, 0.1, 2000))]
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
+def test_bootstrap_is_a_function_of_its_arguments():
+    values, prompts = np.random.default_rng(2).random(50), np.repeat(np.arange(10), 5)
+    first = statistics.bootstrap(values, prompts)
+    np.random.seed(5)
+    assert statistics.bootstrap(values, prompts) == first
+    assert statistics.bootstrap(values, prompts, seed=1) != first
+
+
+def test_videos_of_one_prompt_count_once():
+    """Ten copies of each prompt's value carry no more information than one."""
+    values = np.random.default_rng(3).random(30)
+    once = statistics.bootstrap(values, np.arange(30))
+    tenfold = statistics.bootstrap(np.repeat(values, 10), np.repeat(np.arange(30), 10))
+    assert tenfold == pytest.approx(once)
+    assert statistics.bootstrap(values, np.zeros(30)) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(("n01", "n10"), [(0, 0), (1, 0), (3, 9), (10, 10), (2, 30)])
+def test_mcnemar_is_the_binomial_test_on_discordant_pairs(n01, n10):
+    a = np.array([1] * n10 + [0] * n01 + [1] * 5 + [0] * 8)
+    b = np.array([0] * n10 + [1] * n01 + [1] * 5 + [0] * 8)
+    expected = stats.binomtest(n10, n10 + n01).pvalue if n10 + n01 else 1.0
+    assert statistics.mcnemar_exact(a, b) == pytest.approx(min(1.0, expected))
+    order = np.random.default_rng(0).permutation(len(a))
+    assert statistics.mcnemar_exact(a[order], b[order]) == statistics.mcnemar_exact(a, b)
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
+    assert statistics.holm([]) == []
