@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+from hashlib import sha256
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from moalign import config as settings
 from moalign.errors import Problem
+from moalign.manifest import write_text
 
 try:
     PARAMS = settings.load(
@@ -136,10 +138,14 @@ def all_pins():
 PINS = all_pins()
 
 
-def pin_text(wildcards):
-    """The text of a pin: its job's share of the parameters, resolved."""
+def share(wildcards):
+    """A job's share of the parameters, resolved, kept under its hash: what a dry run names when it says what changed."""
     stage, names = PINS[wildcards.name]
-    return settings.dump(settings.pin(PARAMS, stage, **names))
+    text = settings.dump(settings.pin(PARAMS, stage, **names))
+    path = Path("work/pins", stage, f"{sha256(text.encode()).hexdigest()[:12]}.yaml")
+    if not path.exists():
+        write_text(path, text)
+    return str(path)
 
 
 rule pin:
@@ -149,9 +155,9 @@ rule pin:
     wildcard_constraints:
         name="|".join(PINS),
     params:
-        text=pin_text,
+        share=share,
     shell:
-        "printf %s {params.text:q} > {output}"
+        "cp {params.share} {output}"
 
 
 rule pins:

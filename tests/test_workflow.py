@@ -1,0 +1,227 @@
+"""The two graphs: what Snakemake would run, what an edit reruns, and that dvc.yaml says the same.
+
+The graph is tested on a folder whose outputs are all there, as placeholders that `--touch` has declared current.
+"""
+
+import csv
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOP = Path(__file__).parents[1]
+SCALE = "smoke"
+
+
+def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """Snakemake on the repo's Snakefile, in a folder with parameters of its own."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    profile = ["--profile", str(TOP / "local"), "-s", str(TOP / "Snakefile")]
+    env = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "snakemake", *profile, *options]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def summary(folder: Path) -> list[dict]:
+    """Every output with its rule, inputs and plan."""
+    done = snakemake(folder, "--detailed-summary", "all")
+    assert done.returncode == 0, done.stderr
+    return list(csv.DictReader(io.StringIO(done.stdout[done.stdout.index("output_file") :]), delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the smoke chain has run, as far as Snakemake can tell."""
+    folder = tmp_path_factory.mktemp("workflow")
+    shutil.copy(TOP / "params.yaml", folder)
+    for name in ("scales", "resources"):
+        (folder / name).symlink_to(TOP / name)
+    for row in summary(folder):
+        path = folder / row["output_file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a placeholder\n")
+    done = snakemake(folder, "--touch", "--forceall", "all")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def planned(folder: Path, section: str = "", old: str = "", new: str = "") -> dict[str, set[str]]:
+    """Rule -> what it would make again, after one edit in a section of params.yaml (undone afterwards)."""
+    params = folder / "params.yaml"
+    before = params.read_text()
+    if section:
+        head, mark, rest = before.partition(f"\n{section}:")
+        assert old in rest, (section, old)
+        params.write_text(head + mark + rest.replace(old, new, 1))
+    try:
+        done = snakemake(folder, "-n", "all")
+    finally:
+        params.write_text(before)
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs: dict[str, set[str]] = {}
+    for rule, rest in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", done.stdout + done.stderr, re.MULTILINE):
+        made = re.search(r"^    output: (.*)$", rest, re.MULTILINE)
+        jobs.setdefault(rule, set()).update(made.group(1).split(", ") if made else [])
+    return jobs
+
+
+def runs(paths: set[str]) -> set[str]:
+    return {path.split("/")[3] for path in paths}
+
+
+def test_nothing_is_left_to_do(finished):
+    assert planned(finished) == {}
+
+
+def test_one_methods_tau_reruns_the_runs_that_use_it_and_their_tables(finished):
+    row = "moalign: {target: motion, loss: soft_trd, lam: 0.5, tau: 10.0}"
+    jobs = planned(finished, "methods", row, row.replace("10.0", "5.0"))
+    assert set(jobs) == {"pin", "align_run", "sample_run", "bench_run", "report", "all"}
+    for rule in ("align_run", "sample_run", "bench_run"):
+        assert runs(jobs[rule]) == {"cog-moalign"}
+    pins = {path.removeprefix(f"results/{SCALE}/pins/") for path in jobs["pin"]}
+    assert pins == {"align/cog-moalign-s0.yaml", "report.yaml"}
+
+
+def test_the_subsets_seed_reruns_everything_behind_it(finished):
+    jobs = planned(finished, "subset", "  seed: 0\n", "  seed: 7\n")
+    everything = {row["rule"] for row in summary(finished)} | {"all"}
+    assert set(jobs) == everything - {"collection"}
+
+
+def test_the_teachers_rate_spares_runs_without_a_motion_target(finished):
+    jobs = planned(finished, "teacher", "lr: 1.0e-4", "lr: 3.0e-4")
+    assert runs(jobs["align_run"]) == {"cog-no_soft", "cog-moalign"}
+    assert "flow_shard" not in jobs
+    assert "encode_shard" not in jobs
+
+
+def test_switching_wandb_reruns_the_report_alone(finished):
+    assert set(planned(finished, "wandb", "mode: offline", "mode: disabled")) == {"pin", "report", "all"}
+
+
+def test_a_mistake_in_the_parameters_stops_at_once(finished, tmp_path):
+    folder = tmp_path
+    (folder / "scales").symlink_to(TOP / "scales")
+    (folder / "params.yaml").write_text(
+        (TOP / "params.yaml").read_text().replace("lam: 0.5, tau: 10.0", "lam: 0.5, taw: 10.0")
+    )
+    done = snakemake(folder, "-n", "all")
+    assert done.returncode != 0
+    assert "methods.moalign.taw: unknown key; did you mean 'tau'?" in done.stdout + done.stderr
+
+
+# --- dvc.yaml ----------------------------------------------------------------------------------------------------
+
+
+def dvc_stages() -> dict[str, dict]:
+    """Stage -> its rules, deps and outs, with the scale filled in."""
+    stages = {}
+    for name, stage in yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"].items():
+        words = stage["cmd"].split()
+        assert words[:2] == ["sh", "workflow/stage.sh"]
+        outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"] + stage.get("metrics", [])]
+        stages[name] = {
+            "rules": set(words[2:]),
+            "deps": {dep.replace("${scale}", SCALE) for dep in stage["deps"]},
+            "outs": {out.replace("${scale}", SCALE) for out in outs},
+        }
+    return stages
+
+
+def below(path: str, folders: set[str]) -> bool:
+    """Whether a path is one of the folders (or files), or inside one."""
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
+
+
+def partings(stages: dict[str, dict], rows: list[dict]) -> list[str]:
+    """Where the two graphs differ, in words."""
+    found = []
+    stage_of = {rule: name for name, stage in stages.items() for rule in stage["rules"]}
+    read: dict[str, set[str]] = {name: set() for name in stages}
+    for row in rows:
+        output, stage = row["output_file"], stage_of.get(row["rule"])
+        if stage is None:
+            found.append(f"rule {row['rule']} belongs to no DVC stage")
+            continue
+        owners = [name for name, other in stages.items() if below(output, other["outs"])]
+        if owners != [stage]:
+            found.append(f"{output}: made by {stage}, an out of {owners}")
+        for path in filter(None, row["input-file(s)"].split(",")):
+            if not below(path, stages[stage]["outs"]):
+                read[stage].add(path)
+    for name, stage in stages.items():
+        found += [
+            f"{name} reads {path}, which is no dep" for path in sorted(read[name]) if not below(path, stage["deps"])
+        ]
+        idle = {dep for dep in stage["deps"] if not any(below(path, {dep}) for path in read[name])}
+        found += [f"{name} has a dep that no rule reads: {dep}" for dep in sorted(idle) if name != "pins"]
+        made = {row["output_file"] for row in rows if stage_of.get(row["rule"]) == name}
+        found += [
+            f"{name}: nothing makes {out}" for out in sorted(stage["outs"]) if not any(below(m, {out}) for m in made)
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows(finished) -> list[dict]:
+    return summary(finished)
+
+
+def test_dvc_and_snakemake_draw_the_same_graph(rows):
+    assert partings(dvc_stages(), rows) == []
+
+
+def test_removing_any_dep_or_out_is_seen(rows):
+    for name, stage in dvc_stages().items():
+        for kind in ("deps", "outs"):
+            for path in stage[kind]:
+                if name == "pins" and kind == "deps":
+                    continue  # Snakemake has them as parameters: test_the_pins_stage_depends_on_all_that_is_parsed
+                stages = dvc_stages()
+                stages[name][kind] = stages[name][kind] - {path}
+                assert partings(stages, rows), f"{name} without its {kind[:-1]} {path} went unseen"
+
+
+def test_the_pins_stage_depends_on_all_that_is_parsed():
+    assert dvc_stages()["pins"]["deps"] == {"params.yaml", "scales", "src/moalign/config.py", "workflow/stage.sh"}
+
+
+def test_every_shard_output_persists():
+    """DVC deletes outs before a stage runs; Snakemake then could not keep finished shards."""
+    for name, stage in yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"].items():
+        for out in stage["outs"] + stage.get("metrics", []):
+            assert next(iter(out.values()))["persist"] is True, name
+
+
+def test_profiles_name_rules_that_exist():
+    known = set(
+        re.findall(r"^rule (\w+):", "".join(p.read_text() for p in (TOP / "workflow/rules").glob("*.smk")), re.M)
+    )
+    for profile in (TOP / "local", TOP / "slurm"):
+        if (profile / "config.yaml").exists():
+            settings = yaml.safe_load((profile / "config.yaml").read_text())
+            for key in ("set-resources", "set-threads"):
+                assert set(settings.get(key, {})) <= known, f"{profile.name}: {key}"
+
+
+@pytest.mark.parametrize("scale", ["miniature", "paper"])
+def test_every_scale_has_a_graph(tmp_path, scale):
+    shutil.copy(TOP / "params.yaml", tmp_path)
+    for name in ("scales", "resources"):
+        (tmp_path / name).symlink_to(TOP / name)
+    if scale == "paper":  # stand-ins for what a user brings
+        for path in [
+            "open-sora-plan/annotations.json",
+            *(f"prompts/{n}.txt" for n in ("videophy2_extended", "videophy_short", "vbench", "vbench2")),
+        ]:
+            (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / path).write_text("[]\n")
+    done = snakemake(tmp_path, "-n", "--quiet", "rules", "--config", f"scale={scale}", "--", "all")
+    assert done.returncode == 0, done.stdout + done.stderr
