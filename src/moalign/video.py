@@ -6,6 +6,7 @@ raises `BadVideo`, whose `reason` is one word or two that a stage can count.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,7 @@ from moalign.manifest import disk, replacing
 CRF = 12  # near lossless: on real footage 0.7 dB below what yuv420p alone loses
 PRESET = "veryfast"  # a third of the time of `medium` for a tenth more bytes
 FILTER = "cv2 INTER_AREA shrinking, INTER_CUBIC enlarging"  # what `scale` does, for a manifest's notes
+BLOCK = 16  # frames decoded at a time
 CONTAINERS = (b"ftyp", b"RIFF", b"\x1aE\xdf\xa3", b"moov", b"mdat", b"FLV", b"OggS")  # in the first 12 bytes
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -96,40 +98,49 @@ def _looks_like_video(source: str | Path | bytes) -> bool:
     return any(mark in head for mark in CONTAINERS)
 
 
-def read(source: str | Path | bytes, indices: list[int], reader: Literal["decord", "av"] = "decord") -> np.ndarray:
-    """The frames at `indices`, in that order (repeats allowed): uint8 [F, H, W, 3] RGB."""
+def read(
+    source: str | Path | bytes,
+    indices: list[int],
+    reader: Literal["decord", "av"] = "decord",
+    each: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """The frames at `indices`, in that order (repeats allowed): uint8 [F, H, W, 3] RGB.
+
+    `each`, a resize say, is applied to a few frames at a time, so that a long clip of large frames needs little memory.
+    """
     if not indices:
         raise ValueError("no frames asked for")
     if min(indices) < 0:
         raise BadVideo(source, "out of range", f"frame {min(indices)} was asked for; frames count from 0")
-    return {"decord": _read_decord, "av": _read_av}[reader](source, indices)
+    return {"decord": _read_decord, "av": _read_av}[reader](source, indices, each or (lambda frames: frames))
 
 
-def _read_decord(source: str | Path | bytes, indices: list[int]) -> np.ndarray:
+def _read_decord(source: str | Path | bytes, indices: list[int], each: Callable) -> np.ndarray:
     try:
         reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1)
         if max(indices) >= len(reader):
             raise BadVideo(source, "out of range", f"frame {max(indices)} was asked for, {len(reader)} are there")
-        return reader.get_batch(indices).asnumpy()
+        blocks = [indices[first : first + BLOCK] for first in range(0, len(indices), BLOCK)]
+        return np.concatenate([each(reader.get_batch(block).asnumpy()) for block in blocks])
     except (decord.DECORDError, RuntimeError):
         probe(source)  # says what is wrong where the file cannot even be opened
         raise BadVideo(source, "truncated", "some frames do not decode; fetch it again") from None
 
 
-def _read_av(source: str | Path | bytes, indices: list[int]) -> np.ndarray:
+def _read_av(source: str | Path | bytes, indices: list[int], each: Callable) -> np.ndarray:
     wanted, found = set(indices), {}
     with _open(source) as container:
         try:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
-                    found[index] = frame.to_ndarray(format="rgb24")
+                    found[index] = each(frame.to_ndarray(format="rgb24")[None])
                 if index >= max(indices):
                     break
         except av.FFmpegError as error:
             raise BadVideo(source, "truncated", f"{error.strerror}; fetch it again") from None
     if len(found) < len(wanted):
         raise BadVideo(source, "out of range", f"frame {max(indices)} was asked for; fewer are there")
-    return np.stack([found[index] for index in indices])
+    return np.concatenate([found[index] for index in indices])
 
 
 def pick(frames: int, fps: float, wanted_frames: int, wanted_fps: float) -> list[int]:
