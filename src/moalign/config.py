@@ -229,6 +229,8 @@ class Method(Section):
     """of Eq. 7, in motion frames; .inf is the unweighted loss"""
     margin: Annotated[float, Field(ge=0)] | None = None
     """of VideoREPA's released loss"""
+    denominator: Literal["all", "off_diagonal"] = "all"
+    """soft_trd: what Eq. 8's temporal mean is taken over, all token pairs or those between frames"""
 
 
 class Run(Section):
@@ -501,6 +503,8 @@ def _check_methods(params: Params, path: str) -> None:
                 raise Problem(f"{key}.{option}: missing; the loss {row.loss!r} needs it")
             if option != needed and getattr(row, option) is not None:
                 raise Problem(f"{key}.{option}: the loss {row.loss!r} has no {option}; remove it")
+        if row.denominator != "all" and row.loss != "soft_trd":
+            raise Problem(f"{key}.denominator: the loss {row.loss!r} has no denominator; remove it")
 
 
 def _check_runs(params: Params, path: str) -> None:
