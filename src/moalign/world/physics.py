@@ -6,6 +6,7 @@ Units are pixels of the 64 x 64 frame and seconds; x points right and y down, an
 (0.5, 0.5). Angles are in radians and turn from x to y. The density is 1, so a ball of radius r weighs pi r^2.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +29,13 @@ SPEED = {  # px/s of the fastest object in frame 0
     "collide": {"slow": (20.0, 28.0), "fast": (48.0, 64.0)},
     "slide": {"slow": (24.0, 32.0), "fast": (56.0, 72.0)},
 }
+PULL = {  # the gravities that a scene knows
+    "fall": ("strong", "weak"),
+    "throw": ("strong", "weak", "none"),
+    "ramp": ("strong", "weak"),
+    "pendulum": ("strong", "weak"),
+}
+COUNT = {"fall": (0.6, 0.3, 0.1), "collide": (0.0, 0.8, 0.2)}  # chances of one, two, three objects; elsewhere one
 FLOOR = 56.0  # y of its upper side
 WALL = 3.0  # thickness of a drawn wall
 OUTSIDE = 60.0  # thickness of what lies beyond the frame; thick, so that nothing tunnels
@@ -121,7 +129,7 @@ class Contact:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Truth about one clip. Right physics leaves `visible` all true and `scale` all one; twins in corrupt.py may not."""
+    """Truth about one clip. Right physics leaves `visible` true and `scale` one; the twins of corrupt.py may not."""
 
     setup: Setup
     states: np.ndarray  # [F, N, 6] x, y, angle, vx, vy, spin
@@ -149,18 +157,20 @@ def setup(scene: str, seed: int) -> Setup:
 def attributes(scene: str, seed: int) -> Attributes:
     """What is true of the clip of (scene, seed), before anything is simulated."""
     rng = stream(scene, seed, 0)
-    count = {"fall": rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]), "collide": rng.choice([2, 3], p=[0.8, 0.2])}.get(
-        scene, 1
-    )
+    count = 1 + int(rng.choice(3, p=COUNT[scene])) if scene in COUNT else 1
     sizes = list(SIZES)[: 2 if count == 3 else 3]  # three large balls would fill the frame
     colours = rng.permutation(COLOURS)[:count]
     shape = "box" if scene == "slide" else "ball"
     objects = tuple(Look(shape, str(colour), str(rng.choice(sizes))) for colour in colours)
-    gravities = {"fall": ["strong", "weak"], "throw": list(GRAVITY), "ramp": ["strong", "weak"]}
-    gravities["pendulum"] = gravities["ramp"]
-    gravity = str(rng.choice(gravities[scene])) if scene in gravities else None
+    gravity = str(rng.choice(PULL[scene])) if scene in PULL else None
     speed = str(rng.choice(list(SPEED[scene]))) if scene in SPEED else None
     return Attributes(scene, objects, gravity, speed)
+
+
+def choose(collection: int, index: int, prompt: bool = False) -> tuple[str, int]:
+    """(scene, seed) of entry `index` of a collection of clips, or of a list of prompts; the two never share a seed."""
+    digest = hashlib.sha256(f"{collection}/{index}".encode()).digest()
+    return list(SCENES)[index % len(SCENES)], int.from_bytes(digest[:6]) + prompt * 2**48
 
 
 def stream(scene: str, seed: int, use: int) -> np.random.Generator:
@@ -330,31 +340,31 @@ def farthest(places: list[np.ndarray], radii: list[float]) -> np.ndarray:
 THING, SURFACE = 1, 2  # collision types
 
 
-def evolve(start: Setup) -> Simulation:
+def evolve(start: Setup, times: np.ndarray | None = None) -> Simulation:
     """Run the engine from `start`; bit-identical for equal setups.
 
+    times: [F] when each shown frame is taken, in frames, from 0 and growing; 0, 1, 2, ... where not given.
     pymunk moves by p += v dt and then v += g dt. Starting the velocity half a step early makes that the leap-frog rule,
     which is exact in free flight; what is reported is the mean of the velocities half a step before and after.
     """
     dt = 1 / (FPS * SUBSTEPS)
     space, bodies = build(start, dt)
+    stops = np.rint((np.arange(FRAMES) if times is None else times) * SUBSTEPS).astype(int).tolist()
     contacts: list[Contact] = []
-    step = 0
+    frame = step = 0  # what `touch` reads
 
     def touch(arbiter: pymunk.Arbiter, space: pymunk.Space, data: object) -> None:
-        contact = describe(arbiter, step, dt)
+        contact = describe(arbiter, frame, step * dt)
         if contact.speed > LEAST_IMPACT:
             contacts.append(contact)
 
     space.on_collision(THING, SURFACE, begin=touch)
     space.on_collision(THING, THING, begin=touch)
     states = [[[t.x, t.y, t.angle, t.vx, t.vy, t.spin] for t in start.things]]
-    for _ in range(FRAMES - 1):
-        for _ in range(SUBSTEPS - 1):
-            step += 1
+    for frame in range(1, FRAMES):
+        for step in range(stops[frame - 1] + 1, stops[frame]):  # noqa: B007
             space.step(dt)
-        before, touched = velocities(bodies), len(contacts)
-        step += 1
+        before, touched, step = velocities(bodies), len(contacts), stops[frame]
         space.step(dt)
         # A velocity that jumped within the very last step has no mean.
         now = velocities(bodies) if len(contacts) > touched else (before + velocities(bodies)) / 2
@@ -394,12 +404,12 @@ def build(start: Setup, dt: float) -> tuple[pymunk.Space, list[pymunk.Body]]:
     return space, bodies
 
 
-def describe(arbiter: pymunk.Arbiter, step: int, dt: float) -> Contact:
+def describe(arbiter: pymunk.Arbiter, frame: int, time: float) -> Contact:
     """A touch in the engine as a Contact."""
     first, second = arbiter.shapes
     closing = (first.body.velocity - second.body.velocity).dot(arbiter.normal)
     other = second.surface_name if second.collision_type == SURFACE else second.thing_index
-    return Contact(math.ceil(step / SUBSTEPS), step * dt, first.thing_index, other, float(abs(closing)))
+    return Contact(frame, time, first.thing_index, other, float(abs(closing)))
 
 
 def velocities(bodies: list[pymunk.Body]) -> np.ndarray:

@@ -94,7 +94,7 @@ def backdrop(start: Setup, look: Appearance) -> np.ndarray:
     inside = np.zeros(x.shape, bool)
     for wall in start.surfaces:
         inside |= in_polygon(wall.corners, x, y)
-    covered = shrink(inside[..., None].astype(float))
+    covered = shrink(inside[..., None].astype(np.float32))
     return background * (1 - covered) + surface * covered
 
 
@@ -106,13 +106,13 @@ def lay(frame: np.ndarray, simulation: Simulation, number: int, index: int, text
         return
     x, y = samples(left, top, right, bottom)
     u, v = to_body(simulation, number, index, x, y)
-    body = in_body(thing, u, v)
     depth = edge(thing, u, v)
-    shade = texture.at(u, v) * (1 - 0.4 * (depth > 1 - RIM))
-    picture = np.where(body[..., None], shade[..., None] * np.array(PALETTE[thing.look.colour], float), ROD)
-    mask = (body | in_rod(thing, u, v)).astype(float)[..., None]
-    there = frame[top:bottom, left:right]
-    frame[top:bottom, left:right] = there * (1 - shrink(mask)) + shrink(picture * mask)
+    body = depth <= 1
+    shade = texture.at(u, v) * np.where(depth > 1 - RIM, 0.6, 1) * body
+    rod = in_rod(thing, u, v) & ~body
+    cover, shade, rod = (shrink(part[..., None].astype(np.float32)) for part in (body | rod, shade, rod))
+    colour = shade * np.array(PALETTE[thing.look.colour], float) + rod * np.array(ROD, float)
+    frame[top:bottom, left:right] = frame[top:bottom, left:right] * (1 - cover) + colour
 
 
 def samples(left: int, top: int, right: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
