@@ -43,6 +43,11 @@ def normalise(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
+def to_frames(video: Tensor) -> np.ndarray:
+    """float [3, F, H, W] in [0, 1], as a pipeline returns it -> uint8 [F, H, W, 3]."""
+    return video.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+
+
 # --- datasets ------------------------------------------------------------------------------------------------------
 
 

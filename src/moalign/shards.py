@@ -4,6 +4,7 @@ Both are written under a temporary name and renamed, so a file that exists is wh
 """
 
 import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moalign.errors import Problem
-from moalign.manifest import disk, replacing
+from moalign.manifest import disk, replacing, write_text
 
 
 class TarWriter:
@@ -133,3 +134,19 @@ class TensorShards:
         if path not in self._open:
             self._open[path] = TensorShard(path)
         return self._open[path]
+
+
+def resumable(folder: str | Path, key: str) -> Path:
+    """A folder for finished pieces of one job, emptied unless it was begun under the same `key`.
+
+    A killed job then keeps what it had, and a job with other parameters or inputs starts from nothing.
+    """
+    folder = Path(folder)
+    mark = folder / ".key"
+    with disk(folder):
+        if not mark.exists() or mark.read_text() != key:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            write_text(mark, key)
+    return folder

@@ -1,0 +1,98 @@
+"""A bench's videos from one run (Sec. 5.1), or the static control: another run's first frames, repeated.
+
+`moalign sample --config PIN --prompts FILE [--run MANIFEST] [--still MANIFEST] --out MANIFEST`. Noise is a function of
+(seed, prompt, index) alone, the same for every run of a table. A killed job keeps its finished videos.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from torch import Generator
+
+from moalign import backbones, device, manifest, shards, video
+from moalign.clips import to_frames
+from moalign.config import SamplePin
+from moalign.errors import Problem
+from moalign.progress import say, track
+
+BATCH = {"cpu": 6, "cuda": 1}  # videos per call; each has its own noise, so the number changes nothing but speed
+
+
+def run(config: str, prompts: str, out: str, run: str | None = None, still: str | None = None) -> None:
+    """Write mp4 files below a folder named like the bench, rows of manifest.Sample."""
+    pin = SamplePin.load(config)
+    if pin.still_of and still is None:
+        raise Problem(f"--still: missing; {pin.run} repeats the first frames of {pin.still_of}")
+    texts = read_prompts(prompts)
+    plan = [(number, index) for number in range(len(texts)) for index in range(pin.bench.videos)]
+    inputs = [path for path in (prompts, run, still) if path]
+    with manifest.making(out, manifest.Sample, pin=config, inputs=inputs) as made:
+        name = made.path.stem
+        key = "".join(manifest.sha256(path) for path in (config, *inputs))
+        folder = shards.resumable(made.path.parent / name, key)
+        todo = [cell for cell in plan if not (folder / file_of(*cell)).exists()]
+        say(f"sample: {len(plan) - len(todo)} of {len(plan)} videos are there already")
+        if todo and still:
+            repeat_first(todo, manifest.read(still, manifest.Sample), folder)
+        elif todo:
+            draw(pin, texts, todo, folder, run)
+        for number, index in plan:
+            file = f"{name}/{file_of(number, index)}"
+            made.file(file)
+            seed = noise_seed(pin.noise_seed, number, index)
+            row = pin.backbone
+            made.rows.append(manifest.Sample(number, texts[number], index, seed, file, row.fps, row.frames))
+        made.count("videos", len(plan))
+        made.count("prompts", len(texts))
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a bench, one per line; Problem where there is none, or an empty one."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise Problem(f"{path}: no such prompt file; see docs/data.md for what to fetch and where it goes") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise Problem(f"{path}:{number}: an empty prompt; remove the line")
+    return [line.strip() for line in lines]
+
+
+def draw(pin: SamplePin, texts: list[str], todo: list[tuple[int, int]], folder: Path, run: str | None) -> None:
+    """Sample the cells that are missing."""
+    where = device.use(pin.machine)
+    transformer = None
+    if run:
+        trained = manifest.read(run, manifest.Weights)
+        transformer = trained.locate(next(row.file for row in trained.rows if row.name == "transformer"))
+    backbone = backbones.load(pin.backbone, device=where, transformer=transformer)
+    size = BATCH[where.type]
+    for batch in track([todo[start : start + size] for start in range(0, len(todo), size)], "sample"):
+        rngs = [Generator().manual_seed(noise_seed(pin.noise_seed, *cell)) for cell in batch]
+        videos = backbone.sample([texts[number] for number, _ in batch], pin.backbone.sampling, rngs)
+        for cell, frames in zip(batch, videos, strict=True):
+            if not frames.isfinite().all():
+                raise Problem(
+                    f"sample: prompt {cell[0]}, video {cell[1]} came out with NaN; check the run's training log"
+                )
+            video.write(folder / file_of(*cell), to_frames(frames), pin.backbone.fps)
+
+
+def repeat_first(todo: list[tuple[int, int]], moving: manifest.Manifest[manifest.Sample], folder: Path) -> None:
+    """The static control of Tab. 1: each video's first frame, as long as the video."""
+    of = {(row.prompt_id, row.index): row for row in moving.rows}
+    for cell in track(todo, "still"):
+        row = of[cell]
+        first = video.read(moving.locate(row.file), [0])
+        video.write(folder / file_of(*cell), np.repeat(first, row.frames, axis=0), row.fps)
+
+
+def file_of(number: int, index: int) -> str:
+    """Name of a video inside its bench's folder."""
+    return f"{number:05d}-{index}.mp4"
+
+
+def noise_seed(seed: int, number: int, index: int) -> int:
+    """Seed of one video's noise: (sample.seed, prompt, index) alone decide."""
+    return int.from_bytes(hashlib.sha256(f"sample/{seed}/{number}/{index}".encode()).digest()[:6])
