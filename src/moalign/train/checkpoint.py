@@ -1,0 +1,156 @@
+"""What a stopped training goes on from: whole, checked files under {work}/{pin hash}/{data hash}.
+
+    00001200.best-00000800.pt        after 1200 updates; the best validation so far came after 800
+
+A checkpoint is written under a temporary name, synced and renamed, so that a kill at any moment leaves the old ones. It
+is a zip whose records carry checksums, which are verified before it is used: a damaged one is put aside, and training
+goes on from the one before. Random numbers need no state of their own: all are functions of (seed, step, clip) or of
+(seed, step, rank), so what is kept is the step. The pin's hash keeps an edited parameter from resuming other weights,
+the data's hash keeps changed shards from it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moalign.errors import Problem
+from moalign.manifest import disk, replacing, sha256
+from moalign.progress import say
+
+KEEP = 2  # newest ones, beside the best
+UNREADABLE = (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
+
+
+@dataclass
+class State:
+    """A training after `step` updates."""
+
+    step: int = 0
+    log_bytes: int = 0  # of log.jsonl then: what comes after is cut off on resuming
+    best: dict[str, float] | None = None  # {"step", metrics}: of the best validation
+    last: dict[str, float] | None = None  # of the last one
+    model: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None  # None when training is over
+
+
+def folder(work: str | Path, pin: str | Path, inputs: list[str]) -> Path:
+    """Where the training that this pin and these manifests define keeps its checkpoints.
+
+    Of a manifest count the rows and the hashes of its files, not when it was made or where it lies.
+    """
+    found = []
+    for path in inputs:
+        with open(path, "rb") as file:
+            files = json.loads(file.readline())["files"]
+            rows = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(rows + json.dumps(files, sort_keys=True))
+    data = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
+    return Path(work) / sha256(pin)[:12] / data[:12]
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Hold a checkpoint folder; Problem where another process does: an orphan of a killed workflow, most likely."""
+    with disk(place):
+        place.mkdir(parents=True, exist_ok=True)
+        file = open(place / "lock", "a+")  # noqa: SIM115, closed below
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Problem(
+                f"{place}: {file.read().strip() or 'another process'} is training here; wait for it, or end it"
+                " (scancel) and run again"
+            ) from None
+        except OSError:
+            say(f"{place}: this file system has no locks; see to it that no second process trains here")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}, job {os.environ.get('SLURM_JOB_ID', 'local')}")
+        file.flush()
+        yield
+
+
+def save(place: Path, state: State) -> Path:
+    """Write a checkpoint and remove those that are no longer needed."""
+    best = f"best-{int(state.best['step']):08d}" if state.best else "best-none"
+    path = place / f"{state.step:08d}.{best}.pt"
+    with disk(place), replacing(path) as temporary:
+        torch.save(vars(state), temporary)
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name, too
+    finally:
+        os.close(handle)
+    prune(place, KEEP)
+    return path
+
+
+def prune(place: Path, keep: int) -> None:
+    """Remove all but the newest `keep` and those that they call the best."""
+    kept = listed(place)[-keep:]
+    wanted = {_best(path) for path in kept}
+    for path in listed(place)[:-keep]:
+        if path.name.split(".")[0] not in wanted:
+            path.unlink()
+
+
+def listed(place: Path) -> list[Path]:
+    """Checkpoints, oldest first."""
+    return sorted(place.glob("[0-9]*.best-*.pt"))
+
+
+def _best(path: Path) -> str:
+    return path.name.split(".")[1].removeprefix("best-")
+
+
+def newest(place: Path) -> Path | None:
+    """The last whole checkpoint. Damaged ones are put aside, and said so; remains of a killed save are removed."""
+    for left in place.glob(".*.tmp"):
+        left.unlink()
+    for path in reversed(listed(place)):
+        fault = damage(path)
+        if fault is None:
+            return path
+        aside = path.with_suffix(".damaged")
+        path.rename(aside)
+        say(f"WARNING: {path}: damaged ({fault}); put aside as {aside.name}, going on from the checkpoint before")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
+    return f"the checksum of {record} does not fit" if record else None
+
+
+def read(path: Path) -> State:
+    """A checkpoint, on the CPU."""
+    try:
+        return State(**torch.load(path, map_location="cpu", weights_only=True))
+    except (*UNREADABLE, TypeError) as error:
+        raise Problem(f"{path}: no checkpoint of this program ({error}); remove it and run again") from None
+
+
+def at(place: Path, step: int) -> Path:
+    """The whole checkpoint of a step."""
+    for path in place.glob(f"{step:08d}.best-*.pt"):
+        fault = damage(path)
+        if fault:
+            raise Problem(f"{path}: damaged ({fault}), and it is the best one; remove {place} to train again")
+        return path
+    raise Problem(f"{place}: the checkpoint of step {step}, the best one, is gone; remove the folder to train again")

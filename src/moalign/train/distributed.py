@@ -1,0 +1,94 @@
+"""Ranks: who computes which clips of a step. One process, or several that torchrun started; accelerate is beneath.
+
+clips per step (teacher.batch, align.batch) = micro-batch x accumulation x ranks
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import fields, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from moalign import device
+from moalign.config import Machine
+from moalign.errors import Problem
+
+Batch = TypeVar("Batch")
+FULL = 20_000  # tokens that keep one large GPU busy; a clip of CogVideoX at 480 x 720 has 17,550
+PATIENCE = timedelta(hours=1)  # of a rank that waits while another writes a checkpoint
+
+
+def start(machine: Machine, precision: str) -> Accelerator:
+    """This process's rank and device. `precision` bf16 means autocast on a GPU; the CPU always computes in fp32.
+
+    Weights, gradients, AdamW's moments and losses are fp32 in both cases (A24).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it, before CUDA starts
+    device.use(machine)
+    cpu = machine.device == "cpu"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if not cpu:
+        torch.set_float32_matmul_precision("high")  # TF32 for the parts that autocast leaves in fp32
+    wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if cpu else {"fp32": "no", "bf16": "bf16"}[precision],
+        kwargs_handlers=[wrapping, InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise Problem(
+            f"accelerate was set up for {accelerator.distributed_type.value}; a training here runs as one process or"
+            " under torchrun, without an accelerate configuration"
+        )
+    torch.set_num_threads(machine.threads)  # accelerate may have set its own
+    return accelerator
+
+
+def micro_batch(batch: int, ranks: int, device: torch.device, tokens: int, key: str) -> int:
+    """Clips of one forward pass. `tokens` is what one clip costs, `key` the section of params.yaml that holds `batch`.
+
+    On the CPU a rank's whole share, on a GPU the largest part of it whose tokens fill the device: one clip at the
+    paper's size. What it is changes speed and memory, not the result.
+    """
+    if batch % ranks:
+        raise Problem(
+            f"{key}.batch: {batch} clips per step cannot be shared evenly by {ranks} processes; choose a multiple of"
+            f" {ranks}, or start another number of processes"
+        )
+    share = batch // ranks
+    if device.type == "cpu":
+        return share
+    return max(size for size in range(1, share + 1) if share % size == 0 and (size == 1 or size * tokens <= FULL))
+
+
+def shares(clips: list[Any], rank: int, ranks: int, micro: int) -> list[list[Any]]:
+    """A rank's micro-batches of one step's clips."""
+    mine = clips[rank::ranks]
+    return [mine[first : first + micro] for first in range(0, len(mine), micro)]
+
+
+def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
+    """Sum of float64 numbers over the ranks, on the CPU."""
+    return accelerator.reduce(numbers.to(accelerator.device, torch.float64), reduction="sum").cpu()
+
+
+def everyone(accelerator: Accelerator, items: list[Any]) -> list[Any]:
+    """The items of all ranks, on every rank."""
+    return gather_object(items) if accelerator.num_processes > 1 else items
+
+
+def each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A dataclass with every tensor changed."""
+    tensors = {item.name: getattr(batch, item.name) for item in fields(batch)}
+    return replace(batch, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+
+
+def single(batch: Batch, index: int) -> Batch:
+    """Clip `index` of a batch, as a batch of one."""
+    return replace(each(batch, lambda rows: rows[index : index + 1]), keys=[batch.keys[index]])

@@ -1,0 +1,121 @@
+"""What a training writes down: log.jsonl, one line per update or validation, mirrored to Weights & Biases.
+
+    {"step": 12, "loss": 0.31, "denoise": 0.3, "align": 0.02, "lr": 2e-06, "grad_norm": 0.8}
+    {"step": 12, "val_denoise": 0.29, "val_align": 0.02}
+
+`step` counts the updates done. The log holds no clock time, so a resumed training writes the same bytes as one that
+was never stopped; seconds are in times.jsonl. The mirror obeys WANDB_MODE (offline unless set; disabled switches it
+off) and WANDB_PROJECT, and nothing that goes wrong in it stops a training.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from moalign.manifest import disk
+from moalign.progress import say
+
+
+class Journal:
+    """The log of one training, open for appending; rank 0 writes, the others keep silent."""
+
+    def __init__(self, place: Path, length: int, writes: bool, pin: dict[str, Any], name: str):
+        self.path = place / "log.jsonl"
+        self.writes = writes
+        if not writes:
+            return
+        with disk(self.path):
+            self._file = open(self.path, "ab")  # noqa: SIM115, closed on leaving
+            self._file.truncate(length)
+            self._times = open(place / "times.jsonl", "a")  # noqa: SIM115
+        self._mirror = Mirror(place, pin, name)
+        self._clock = time.monotonic()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.writes:
+            self._file.close()
+            self._times.close()
+            self._mirror.finish(failed=kind is not None)
+
+    def write(self, step: int, **numbers: float) -> None:
+        """One line, seven digits a number; what is not finite becomes null."""
+        if not self.writes:
+            return
+        line = {"step": step} | {name: rounded(value) for name, value in numbers.items()}
+        with disk(self.path):
+            self._file.write(json.dumps(line).encode() + b"\n")
+        self._mirror.log(line)
+
+    def tick(self, step: int, clips: int) -> None:
+        """Note how long the update took that ends here."""
+        if not self.writes:
+            return
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        line = {"step": step, "seconds": round(seconds, 4), "clips_per_second": round(clips / max(seconds, 1e-9), 3)}
+        self._times.write(json.dumps(line) + "\n")
+        self._mirror.log(line)
+
+    def sync(self) -> int:
+        """Bring the log to the disk; returns its length in bytes."""
+        if not self.writes:
+            return 0
+        with disk(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._times.flush()
+        return self._file.tell()
+
+
+def rounded(value: float) -> float | None:
+    """Seven significant digits, or None for what JSON has no number for."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+class Mirror:
+    """The wandb run, or nothing: the first failure is said once and ends it."""
+
+    def __init__(self, place: Path, pin: dict[str, Any], name: str):
+        self._run = None
+        mode = os.environ.get("WANDB_MODE", "offline")
+        if mode != "disabled":
+            self._try(self._start, place, pin, name, mode)
+
+    def _start(self, place: Path, pin: dict[str, Any], name: str, mode: str) -> None:
+        import wandb  # late: it costs a second, and most tests do without
+
+        self._run = wandb.init(
+            mode=mode,
+            project=os.environ.get("WANDB_PROJECT", "moalign"),
+            name=name,
+            id=f"{place.parent.name}-{place.name}",
+            resume="allow" if mode == "online" else None,
+            dir=str(place),
+            config=pin,
+            settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, line: dict[str, float | None]) -> None:
+        """Send a line; lines of one step may come apart."""
+        if self._run is not None:
+            self._try(self._run.log, {name: value for name, value in line.items() if value is not None})
+
+    def finish(self, failed: bool) -> None:
+        """End the run."""
+        if self._run is not None:
+            self._try(self._run.finish, exit_code=int(failed))
+
+    def _try(self, call: Any, *values: Any, **options: Any) -> None:
+        try:
+            call(*values, **options)
+        except Exception as error:  # whatever it is, training matters more
+            self._run = None
+            say(f"WARNING: wandb failed and is off from here on, log.jsonl is not ({type(error).__name__}: {error})")

@@ -1,0 +1,338 @@
+"""The one training loop: data, noise, predict, losses, backward, clip, step, log, save. Both stages run it.
+
+A stage brings a `Task`, which knows the losses, and `Data`, which knows the shards; the loop knows neither. Clips are
+drawn by counter and every random number is a function of (seed, step, clip), so neither the number of ranks, nor the
+micro-batch, nor a stop and resume changes what a step computes.
+"""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import starmap
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from moalign.clips import Clips, draw, streams
+from moalign.config import Optimiser
+from moalign.errors import Problem
+from moalign.progress import say, track
+from moalign.train import checkpoint
+from moalign.train.distributed import each, everyone, micro_batch, shares, single, total
+from moalign.train.journal import Journal
+
+STOPPED = 75  # exit status of a training that was told to stop and can go on: EX_TEMPFAIL
+VALIDATION = 256  # held-out clips looked at, the same at every validation
+VALIDATION_BATCH = 4
+VALIDATION_SEED = 2**31  # of their random streams; no training has it
+AHEAD = 2  # micro-batches read while a GPU computes
+
+
+class Batch(Protocol):
+    """A dataclass of tensors whose rows are clips."""
+
+    keys: list[str]
+
+
+class Task(nn.Module):
+    """What a stage trains: its parameters are the optimiser's."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses as fp32 scalars, means over the batch's clips; `loss` is the one that is minimised."""
+        raise NotImplementedError
+
+    def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Validation: name -> (sum, weight); the metric is the quotient of both sums over all batches."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where batches come from."""
+
+    train: Clips  # clips[i] is a dictionary of one clip's tensors
+    heldout: Clips
+    collate: Callable[[list[dict[str, Any]], Tensor], Batch]  # such dictionaries and the clips' random streams [B]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: the pin's numbers, and what the stage adds."""
+
+    key: str  # section of params.yaml, for messages
+    settings: Optimiser
+    seed: int
+    tokens: int  # of one clip, for the choice of the micro-batch
+    best: str | None = None  # metric whose smallest value decides what is exported; None: the last step
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the task holds when `fit` returns."""
+
+    step: int  # updates that its weights have seen
+    metrics: dict[str, float]  # validation of these weights; empty without held-out clips
+    log: Path
+
+
+def fit(task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Path, pin: dict[str, Any]) -> Outcome:
+    """Train to the end, going on from the newest checkpoint below `place`. The optimiser is gone when this returns.
+
+    SIGTERM and SIGUSR1 end the process with status 75 after the step at hand, its checkpoint written.
+    """
+    if not len(data.train):
+        raise Problem(f"{plan.key}: none of the clips given is for training (split: train)")
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(checkpoint.alone(place))
+        told = stack.enter_context(stop_signals())
+        training = Training(task, data, plan, accelerator, place)
+        log = Journal(place, training.state.log_bytes, accelerator.is_main_process, pin, plan.key)
+        training.run(stack.enter_context(log), told)
+    task.zero_grad(set_to_none=True)
+    state = training.state
+    if plan.best and state.best and state.best["step"] != state.step:
+        best = checkpoint.read(checkpoint.at(place, int(state.best["step"])))
+        task.load_state_dict(best.model)
+        return _outcome(best.step, state.best, place)
+    return _outcome(state.step, state.last or {}, place)
+
+
+def _outcome(step: int, numbers: dict[str, float], place: Path) -> Outcome:
+    metrics = {name: value for name, value in numbers.items() if name != "step"}
+    return Outcome(step, metrics, place / "log.jsonl")
+
+
+class Training:
+    """A training under way."""
+
+    def __init__(self, task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Path):
+        self.data, self.plan, self.accelerator, self.place = data, plan, accelerator, place
+        self.settings = plan.settings
+        ranks, device = accelerator.num_processes, accelerator.device
+        self.micro = micro_batch(self.settings.batch, ranks, device, plan.tokens, plan.key)
+        self.accumulation = self.settings.batch // (ranks * self.micro)
+        self.task = task.to(device).train()
+        self.parameters = [weight for weight in task.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self.settings.lr,
+            betas=self.settings.betas,
+            eps=1e-8,
+            weight_decay=self.settings.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.state = self.resume()
+        self.model = accelerator.prepare_model(self.task)
+        size = micro_batch(VALIDATION_BATCH, 1, device, plan.tokens, plan.key)
+        self.heldout = validation_groups(len(data.heldout), size)
+        self.readers = ThreadPoolExecutor(torch.get_num_threads()) if device.type == "cuda" else None
+
+    def resume(self) -> checkpoint.State:
+        """The state of the newest whole checkpoint, loaded; a fresh one where there is none."""
+        found = [checkpoint.newest(self.place) if self.accelerator.is_main_process else None]
+        path = next((path for path in everyone(self.accelerator, found) if path), None)
+        if path is None:
+            return checkpoint.State()
+        state = checkpoint.read(path)
+        self.task.load_state_dict(state.model)
+        if state.optimizer is not None:
+            self.optimizer.load_state_dict(state.optimizer)
+        self.say(f"{self.plan.key}: going on from {path}, step {state.step} of {self.settings.steps}")
+        state.model = state.optimizer = None  # loaded: not held twice
+        return state
+
+    def run(self, log: Journal, told: "Told") -> None:
+        """From the state's step to the last."""
+        first, last = self.state.step, self.settings.steps
+        if self.state.last is None and self.validate(log):
+            self.save(log)
+        steps: Iterable[int] = range(first, last)
+        batches = ahead(self.wanted(steps), self.fetch, AHEAD if self.accelerator.device.type == "cuda" else 0)
+        for step in track(steps, self.plan.key, last, first) if self.accelerator.is_main_process else steps:
+            stop = self.update(step, batches, log, told)
+            log.tick(step + 1, self.settings.batch)
+            improved = self.validate(log) if self.due(self.settings.validate_every) else False
+            if stop or improved or self.due(self.settings.save_every):
+                self.save(log)
+            if stop:
+                self.say(f"{self.plan.key}: told to stop, saved after step {step + 1}; run again to go on")
+                raise SystemExit(STOPPED)
+
+    def update(self, step: int, batches: Iterator[Batch], log: Journal, told: "Told") -> bool:
+        """One step of the optimiser over the global batch. Returns whether any rank was told to stop."""
+        set_seed((self.plan.seed * 1_000_003 + step) * 1024 % 2**31, device_specific=True)  # for global generators
+        seen, sums = [], {}
+        for index in range(self.accumulation):
+            batch = next(batches)  # data
+            more = index + 1 < self.accumulation
+            with self.accelerator.no_sync(self.model) if more else nullcontext():
+                losses = self.model(batch)  # noise, predict, losses
+                self.accelerator.backward(losses["loss"] / self.accumulation)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double() / self.accumulation
+            seen.append(batch)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
+        shared = torch.stack([*sums.values(), torch.tensor(float(told.stop), device=norm.device, dtype=torch.float64)])
+        *means, stop = (total(self.accelerator, shared) / self.accelerator.num_processes).tolist()
+        if not all(map(math.isfinite, [*means, norm.item()])):
+            self.accuse(step, seen)
+        lr = learning_rate(self.settings, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step = step + 1
+        log.write(step + 1, **dict(zip(sums, means, strict=True)), lr=lr, grad_norm=norm.item())
+        return stop > 0
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many updates, and after the last, is to be done now."""
+        return self.state.step % every == 0 or self.state.step == self.settings.steps
+
+    def wanted(self, steps: Iterable[int]) -> Iterator[tuple[Clips, list[int], int, int]]:
+        """This rank's micro-batches, step by step, as arguments of `fetch`."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        for step in steps:
+            drawn = draw(self.plan.seed, step, self.settings.batch, len(self.data.train))
+            for indices in shares(drawn, rank, ranks, self.micro):
+                yield self.data.train, indices, self.plan.seed, step
+
+    def fetch(self, clips: Clips, indices: list[int], seed: int, step: int) -> Batch:
+        """A batch, on the device. A GPU's is read by a thread per CPU; on the CPU they have other work."""
+        items = list((self.readers.map if self.readers else map)(clips.__getitem__, indices))
+        batch = self.data.collate(items, streams(seed, step, [item["key"] for item in items]))
+        return each(batch, lambda rows: rows.to(self.accelerator.device, non_blocking=True))
+
+    @torch.no_grad()
+    def validate(self, log: Journal) -> bool:
+        """Measure the held-out clips, each rank its share. Returns whether the weights are the best so far.
+
+        No rank waits in a collective while another works: results meet once, when all are through their shares. Clips,
+        batches and random streams are the same at every step, for every run and any number of ranks.
+        """
+        if not self.heldout:
+            return False
+        self.task.eval()
+        rows = []
+        for index in range(self.accelerator.process_index, len(self.heldout), self.accelerator.num_processes):
+            batch = self.fetch(self.data.heldout, self.heldout[index], VALIDATION_SEED, 0)
+            with self.accelerator.autocast():
+                measured = self.task.measure(batch)
+            rows.append((index, {name: (total.item(), weight.item()) for name, (total, weight) in measured.items()}))
+        self.task.train()
+        metrics = self.summed(sorted(everyone(self.accelerator, rows), key=lambda row: row[0]))
+        log.write(self.state.step, **{f"val_{name}": value for name, value in metrics.items()})
+        self.state.last = {"step": self.state.step, **metrics}
+        best = self.plan.best
+        if best is None or (self.state.best and self.state.best[best] <= metrics[best]):
+            return False
+        self.state.best = self.state.last
+        return True
+
+    def summed(self, rows: list[tuple[int, dict[str, tuple[float, float]]]]) -> dict[str, float]:
+        """Metrics of the validation's groups, added in their order; Problem with the keys where one is not finite."""
+        bad = [index for index, row in rows if not all(math.isfinite(x) for pair in row.values() for x in pair)]
+        if bad:
+            keys = [self.data.heldout.keys[clip] for index in bad for clip in self.heldout[index]]
+            raise Problem(self.not_finite(f"validation after step {self.state.step}", keys))
+        names = rows[0][1]
+        sums = {name: [sum(row[name][side] for _, row in rows) for side in (0, 1)] for name in names}
+        return {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+
+    def accuse(self, step: int, seen: list[Batch]) -> NoReturn:
+        """Stop, naming the clips whose loss or gradient is not finite: each is tried again alone. None is: all are named."""
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = []
+        for batch in seen:
+            for index, key in enumerate(batch.keys):
+                loss = self.task(single(batch, index))["loss"]
+                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                tensors = [loss, *(gradient for gradient in gradients if gradient is not None)]
+                if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+                    bad.append(key)
+        bad = everyone(self.accelerator, bad)
+        every = everyone(self.accelerator, [key for batch in seen for key in batch.keys])
+        raise Problem(self.not_finite(f"step {step + 1}", bad or every))
+
+    def not_finite(self, where: str, keys: list[str]) -> str:
+        """The sentence about NaN or infinity."""
+        return (
+            f"{self.plan.key}: {where}: loss or gradient is not finite with {', '.join(keys)}; look at the shards that"
+            f" hold it (make them again), or lower {self.plan.key}.lr. No weight was changed by this step"
+        )
+
+    def save(self, log: Journal) -> None:
+        """Write a checkpoint; the last one needs no optimiser."""
+        self.state.log_bytes = log.sync()
+        if self.accelerator.is_main_process:
+            over = self.state.step == self.settings.steps
+            moments = None if over else self.optimizer.state_dict()
+            checkpoint.save(self.place, replace(self.state, model=self.task.state_dict(), optimizer=moments))
+
+    def say(self, text: str) -> None:
+        """One line, from one rank."""
+        if self.accelerator.is_main_process:
+            say(text)
+
+
+def learning_rate(settings: Optimiser, step: int) -> float:
+    """Linear warm-up, then constant; the first update already has lr / warmup."""
+    return settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+
+
+def validation_groups(heldout: int, size: int) -> list[list[int]]:
+    """Indices of the held-out clips that validation looks at, in batches."""
+    if not heldout:
+        return []
+    return shares(sorted(draw(VALIDATION_SEED, 0, min(VALIDATION, heldout), heldout)), 0, 1, size)
+
+
+def ahead(calls: Iterable[tuple], make: Callable[..., Any], depth: int) -> Iterator[Any]:
+    """`make(*call)` for each call, in order, begun up to `depth` calls early in a thread of its own (0: none)."""
+    if depth == 0:
+        yield from starmap(make, calls)
+        return
+    pending: deque = deque()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for call in calls:
+                pending.append(pool.submit(make, *call))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+@dataclass
+class Told:
+    """Whether a signal asked this process to stop."""
+
+    stop: bool = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[Told]:
+    """Note SIGTERM (schedulers, torchrun) and SIGUSR1 (sbatch --signal) instead of dying of them."""
+    told = Told()
+
+    def note(number: int, frame: object) -> None:
+        told.stop = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
