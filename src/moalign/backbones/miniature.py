@@ -1,0 +1,138 @@
+"""Small models of the paper's own classes with random weights, in the hub's layout: where the miniature scale starts.
+
+    build("resources/miniature/cogvideox", "cogvideox", seed=0)
+
+Sizes are those of `backbones` in scales/miniature.yaml. The tokenizer is ByT5's, which needs no vocabulary file: one
+token per byte.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DiffusionPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+from moalign.manifest import sha256, write_text
+
+TEXT_TOKENS = 96
+TEXT_WIDTH = 64
+LATENT_CHANNELS = 8
+SUMS = "SHA256SUMS"
+TEXT = {
+    "vocab_size": 384,  # ByT5's
+    "d_model": TEXT_WIDTH,
+    "d_kv": 16,
+    "num_heads": 4,
+    "d_ff": 128,
+    "num_layers": 2,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+}
+
+
+def build(folder: str | Path, family: str, seed: int = 0) -> Path:
+    """Write a random model of `family` to `folder`, in place of what is there, with its SHA256SUMS.
+
+    Same seed, same bytes.
+    """
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline(family, seed).save_pretrained(str(folder))
+    write_sums(folder)
+    return folder
+
+
+def pipeline(family: str, seed: int = 0) -> DiffusionPipeline:
+    """The stock pipeline of `family` (cogvideox or wan) over small random modules; torch's own random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {"cogvideox": _cogvideox, "wan": _wan}[family]()
+
+
+def write_sums(folder: str | Path) -> None:
+    """SHA256SUMS of every file below `folder`, as `sha256sum -c` reads it from there."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def _cogvideox() -> CogVideoXPipeline:
+    """64 x 64 x 17 pixels -> 16 x 16 x 5 latents -> 8 x 8 x 5 tokens of width 128, 6 blocks."""
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        num_layers=6,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        time_embed_dim=128,
+        text_embed_dim=TEXT_WIDTH,
+        max_text_seq_length=TEXT_TOKENS,
+        sample_height=16,
+        sample_width=16,
+        sample_frames=17,
+        spatial_interpolation_scale=1.0,  # positions as they are: the grid is far smaller than the paper's
+    )
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(16, 32, 32),  # two halvings in space, two in time
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_height=64,
+        sample_width=64,
+    )
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        snr_shift_scale=3.0,
+    )
+    text_encoder = T5EncoderModel(T5Config(**TEXT))
+    return CogVideoXPipeline(_tokenizer(), text_encoder, vae, transformer, scheduler)
+
+
+def _wan() -> WanPipeline:
+    """64 x 64 x 17 pixels -> 16 x 16 x 5 latents -> 8 x 8 x 5 tokens of width 96, 6 blocks."""
+    transformer = WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=24,
+        num_layers=6,
+        ffn_dim=384,
+        freq_dim=64,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_WIDTH,
+        rope_max_seq_len=64,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=16,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        z_dim=LATENT_CHANNELS,
+        latents_mean=[0.0] * LATENT_CHANNELS,  # of random weights; a trained VAE has its own measured
+        latents_std=[1.0] * LATENT_CHANNELS,
+        scale_factor_temporal=4,
+        scale_factor_spatial=4,
+    )
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    text_encoder = UMT5EncoderModel(UMT5Config(**TEXT))
+    return WanPipeline(_tokenizer(), text_encoder, vae, scheduler, transformer)
+
+
+def _tokenizer() -> ByT5Tokenizer:
+    return ByT5Tokenizer(model_max_length=TEXT_TOKENS)
