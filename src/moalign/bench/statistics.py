@@ -21,8 +21,8 @@ def bootstrap(values: np.ndarray, prompts: Sequence[int], seed: int = 0, draws: 
     """Interval of the mean of `values` [S, K], prompts and seeds resampled with replacement.
 
     prompts [K]: the prompt of each video; its videos stay together. For a difference, pass the paired differences.
-    The quantiles are those of Hesterberg's expanded percentile interval: the plain one is too narrow for few prompts, and
-    one prompt alone bounds nothing. Few seeds still tell little of their own spread.
+    The quantiles are those of Hesterberg's expanded percentile interval, as the plain one is too narrow where
+    prompts are few; one alone bounds nothing. Few seeds still tell little of their own spread.
     """
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     _, group = np.unique(np.asarray(prompts), return_inverse=True)
