@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from moalign.errors import Problem
 from moalign.manifest import disk, replacing, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TarWriter:
@@ -72,8 +73,10 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
     return data
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: str | Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Stacked tensors as one safetensors file, by rename."""
+    from safetensors.torch import save_file  # late: who only packs clips need not load torch
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path = Path(path)
     with disk(path):
@@ -110,7 +113,7 @@ class TensorShard:
             raise Problem(f"{self.path}: has no tensor {name!r}, only {', '.join(self._file.keys())}")
         return self._file.get_slice(name)
 
-    def row(self, name: str, index: int) -> Tensor:
+    def row(self, name: str, index: int) -> "Tensor":
         """A copy of row `index` of a tensor (a bare slice leans on the mapped file); Problem where it has fewer."""
         rows = self[name]
         if not 0 <= index < rows.get_shape()[0]:
