@@ -5,6 +5,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/bench.smk"
+include: "workflow/rules/miniature.smk"
 
 
 localrules:
@@ -20,6 +21,7 @@ localrules:
     align,
     sample,
     bench,
+    miniature_models,
 
 
 onstart:

@@ -123,12 +123,8 @@ COMMANDS = {
     ),
     "miniature": Command(
         "moalign.stages.miniature:run",
-        "train one of the small models in resources/miniature from nothing",
-        (
-            Flag("model", "vae, text, cogvideox, wan, videomae or raft"),
-            WORK,
-            Flag("out", "folder, in the hub's layout"),
-        ),
+        "train one of the small models of resources/miniature from nothing",
+        (CONFIG, WORK, Flag("out", "folder, in the hub's layout")),
     ),
     "schema": Command(
         "moalign.stages.schema:run",

@@ -31,6 +31,7 @@ REVISIONS = {
     "sample": 1,
     "bench": 1,
     "report": 1,
+    "miniature": 1,
 }
 
 Count = Annotated[int, Field(gt=0)]
@@ -284,6 +285,34 @@ class Machine(Section):
     """ranks of one training, one per GPU"""
 
 
+class Fit(Section):
+    """Length and pace of one pretraining."""
+
+    steps: Count
+    batch: Count
+    lr: Positive
+
+
+class Pretraining(Section):
+    """How the small models in resources/miniature were made: `snakemake --profile local miniature_models`."""
+
+    seed: Natural
+    collection: Natural
+    """seed of the world that they learn from; no source of a scale uses it"""
+    clips: Count
+    wrong: Share
+    """share of wrong-physics twins among the clips that the video models learn from"""
+    prompt_dropout: Share
+    """share of empty prompts, so that guidance works"""
+    mask: Share
+    """share of the encoder's tokens that it must fill in"""
+    vae: Fit
+    cogvideox: Fit
+    wan: Fit
+    videomae: Fit
+    raft: Fit
+
+
 class Params(Section):
     """params.yaml with its scale merged over it."""
 
@@ -305,6 +334,7 @@ class Params(Section):
     report: Report
     wandb: Wandb
     machine: Machine
+    pretraining: Pretraining | None = None
 
     def grid(self, backbone: str) -> Grid:
         """The frame and token arithmetic of a backbone beside the teacher."""
@@ -628,6 +658,14 @@ class ReportPin(Pin):
     params: Params
 
 
+class MiniaturePin(Pin):
+    model: Literal["cogvideox", "wan", "videomae", "raft"]
+    pretraining: Pretraining
+    backbones: dict[str, Backbone]
+    encoder: Encoder
+    flow: Flow
+
+
 def pin(params: Params, stage: str, **names: Any) -> Pin:
     """The share of the parameters that one job of `stage` reads.
 
@@ -654,7 +692,10 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
         backbone = bare[names["backbone"]]
         return TargetsPin(**made, target=names["target"], backbone=backbone, encoder=params.encoder)
     if stage == "report":
-        return ReportPin(**made, params=params)
+        return ReportPin(**made, params=params.model_copy(update={"pretraining": None}))
+    if stage == "miniature":
+        own = {"pretraining": params.pretraining, "encoder": params.encoder, "flow": params.flow}
+        return MiniaturePin(**made, model=names["model"], backbones=bare, **own)
     run = params.runs[names["run"]]
     made |= {"run": names["run"], "seed": int(names["seed"])}
     if stage == "align":

@@ -4,15 +4,11 @@
 rule sample_run:
     """A bench's videos from one run (Sec. 5.1)."""
     input:
-        lambda wildcards: weights(
-            PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights
-        ),
+        lambda wildcards: weights(PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights),
         config="results/{scale}/pins/sample/{run}-s{seed}-{bench}.yaml",
         prompts=lambda wildcards: PARAMS.benches[wildcards.bench].prompts,
         run=lambda wildcards: (
-            "results/{scale}/runs/{run}/s{seed}/manifest.jsonl"
-            if PARAMS.runs[wildcards.run].method
-            else []
+            "results/{scale}/runs/{run}/s{seed}/manifest.jsonl" if PARAMS.runs[wildcards.run].method else []
         ),
         still=lambda wildcards: (
             f"results/{{scale}}/samples/{PARAMS.runs[wildcards.run].still_of}/s{{seed}}/{{bench}}.jsonl"

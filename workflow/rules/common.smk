@@ -12,15 +12,13 @@ from moalign.errors import Problem
 from moalign.manifest import write_text
 
 try:
-    PARAMS = settings.load(
-        "params.yaml", **config
-    )  # `--config scale=paper` replaces a top-level key
+    PARAMS = settings.load("params.yaml", **config)  # `--config scale=paper` replaces a top-level key
 except Problem as problem:
     raise WorkflowError(str(problem))
 
 RESULTS = f"results/{PARAMS.scale}"
 PAGE = f"{RESULTS}/report/index.html"
-ENVIRONMENT = "../../envs/moalign.yaml"
+MINIATURE = ["raft", "videomae", "cogvideox", "wan"] if PARAMS.pretraining else []  # resources/miniature
 
 # wandb reads these itself, so the pins need not carry them and switching it reruns nothing.
 os.environ.setdefault("WANDB_MODE", PARAMS.wandb.mode)
@@ -46,9 +44,7 @@ def take_lock():
     try:
         fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise WorkflowError(
-            "another Snakemake is running in this folder; wait for it, or stop it"
-        ) from None
+        raise WorkflowError("another Snakemake is running in this folder; wait for it, or stop it") from None
 
 
 def shards(kind):
@@ -59,11 +55,7 @@ def shards(kind):
 
 def per_shard(folder, kinds=("real", "synth")):
     """Manifests of a stage that works shard by shard: all of its shards."""
-    return [
-        f"{RESULTS}/{folder}/{kind}/{shard}.jsonl"
-        for kind in kinds
-        for shard in shards(kind)
-    ]
+    return [f"{RESULTS}/{folder}/{kind}/{shard}.jsonl" for kind in kinds for shard in shards(kind)]
 
 
 def weights(path):
@@ -75,11 +67,7 @@ def weights(path):
 
 def trained():
     """(run, seed) of every training that a table needs."""
-    return list(
-        dict.fromkeys(
-            (run, seed) for run, _, seed in PARAMS.rows() if PARAMS.runs[run].method
-        )
-    )
+    return list(dict.fromkeys((run, seed) for run, _, seed in PARAMS.rows() if PARAMS.runs[run].method))
 
 
 def aligned_with(run):
@@ -91,26 +79,16 @@ def aligned_with(run):
 
 def cells(folder):
     """Manifests of every row of every table, and of what a static control repeats."""
-    rows = {
-        (PARAMS.runs[run].still_of or run, bench, seed): None
-        for run, bench, seed in PARAMS.rows()
-    }
+    rows = {(PARAMS.runs[run].still_of or run, bench, seed): None for run, bench, seed in PARAMS.rows()}
     rows |= dict.fromkeys(PARAMS.rows())
-    return [
-        f"{RESULTS}/{folder}/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in rows
-    ]
+    return [f"{RESULTS}/{folder}/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in rows]
 
 
 def all_pins():
     """Name of every pin -> the stage and the names that `settings.pin` cuts it by."""
-    pins = {
-        f"collect/{name}": ("collect", {"source": name})
-        for name, row in PARAMS.sources.items()
-        if row.make
-    }
-    pins |= {
-        stage: (stage, {}) for stage in ("subset", "synth", "flow", "teacher", "report")
-    }
+    pins = {f"collect/{name}": ("collect", {"source": name}) for name, row in PARAMS.sources.items() if row.make}
+    pins |= {stage: (stage, {}) for stage in ("subset", "synth", "flow", "teacher", "report")}
+    pins |= {f"miniature/{model}": ("miniature", {"model": model}) for model in MINIATURE}
     for run, bench, seed in PARAMS.rows():
         row = PARAMS.runs[run]
         names = {"run": run, "seed": seed}
@@ -163,4 +141,4 @@ rule pin:
 rule pins:
     """Every pin of this scale."""
     input:
-        [f"{RESULTS}/pins/{name}.yaml" for name in PINS],
+        [f"{RESULTS}/pins/{name}.yaml" for name in PINS if not name.startswith("miniature/")],

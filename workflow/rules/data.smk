@@ -11,10 +11,7 @@ def sources(roots=False):
     """NAME=PATH of every source, for the command line: its annotations, or its root folder."""
     paths = {name: annotations(name) for name in PARAMS.sources}
     if roots:
-        paths = {
-            name: PARAMS.sources[name].root or str(Path(path).parent)
-            for name, path in paths.items()
-        }
+        paths = {name: PARAMS.sources[name].root or str(Path(path).parent) for name, path in paths.items()}
     return [f"{name}={path}" for name, path in paths.items()]
 
 

@@ -5,26 +5,18 @@ def launch():
     """How a training is started: `moalign`, or torchrun with machine.processes ranks."""
     if PARAMS.machine.processes == 1:
         return "moalign"
-    return (
-        f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} -m moalign"
-    )
+    return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} -m moalign"
 
 
 def latents_of(wildcards):
     """What a run's training draws from: the latents of its backbone."""
-    return per_shard(
-        f"latents/{PARAMS.runs[wildcards.run].backbone}", PARAMS.align.train_on
-    )
+    return per_shard(f"latents/{PARAMS.runs[wildcards.run].backbone}", PARAMS.align.train_on)
 
 
 def targets_of(wildcards):
     """A run's targets; none for plain fine-tuning, and no waiting for the teacher where they are raw tokens."""
     backbone, target = aligned_with(wildcards.run)
-    return (
-        per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on)
-        if target
-        else []
-    )
+    return per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on) if target else []
 
 
 rule teacher:
@@ -57,9 +49,7 @@ rule targets_shard:
         weights(PARAMS.encoder.weights),
         config="results/{scale}/pins/targets/{backbone}-{target}.yaml",
         clips="results/{scale}/clips/{kind}/{shard}.jsonl",
-        teacher=lambda wildcards: (
-            rules.teacher.output if wildcards.target == "motion" else []
-        ),
+        teacher=lambda wildcards: (rules.teacher.output if wildcards.target == "motion" else []),
     output:
         "results/{scale}/targets/{backbone}/{target}/{kind}/{shard}.jsonl",
     log:
@@ -68,9 +58,7 @@ rule targets_shard:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
     params:
-        teacher=lambda wildcards, input: (
-            f"--teacher {input.teacher}" if input.teacher else ""
-        ),
+        teacher=lambda wildcards, input: (f"--teacher {input.teacher}" if input.teacher else ""),
     shell:
         "moalign targets --config {input.config} --clips {input.clips} {params.teacher} --out {output} > {log} 2>&1"
 
@@ -80,22 +68,16 @@ rule targets:
     input:
         [
             path
-            for backbone, target in dict.fromkeys(
-                aligned_with(run) for run, _ in trained()
-            )
+            for backbone, target in dict.fromkeys(aligned_with(run) for run, _ in trained())
             if target
-            for path in per_shard(
-                f"targets/{backbone}/{target}", PARAMS.align.train_on
-            )
+            for path in per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on)
         ],
 
 
 rule align_run:
     """Stage 2: one run, one seed (Eq. 5-9, A.4)."""
     input:
-        lambda wildcards: weights(
-            PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights
-        ),
+        lambda wildcards: weights(PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights),
         config="results/{scale}/pins/align/{run}-s{seed}.yaml",
         clips=per_shard("clips", PARAMS.align.train_on),
         latents=latents_of,
@@ -112,9 +94,7 @@ rule align_run:
     params:
         launch=launch(),
         work="work/{scale}/{run}-s{seed}",
-        targets=lambda wildcards, input: (
-            ["--targets", *input.targets] if input.targets else []
-        ),
+        targets=lambda wildcards, input: (["--targets", *input.targets] if input.targets else []),
     shell:
         "{params.launch} align --config {input.config} --clips {input.clips} --latents {input.latents} {params.targets}"
         " --work {params.work} --out {output} > {log} 2>&1"

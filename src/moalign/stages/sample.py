@@ -74,7 +74,7 @@ def draw(pin: SamplePin, texts: list[str], todo: list[tuple[int, int]], folder: 
         for cell, frames in zip(batch, videos, strict=True):
             if not frames.isfinite().all():
                 raise Problem(
-                    f"sample: prompt {cell[0]}, video {cell[1]} came out with NaN; check the run's training log"
+                    f"sample: prompt {cell[0]}, video {cell[1]} has NaN; see the run's training log"
                 )
             video.write(folder / file_of(*cell), to_frames(frames), pin.backbone.fps)
 

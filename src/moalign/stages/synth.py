@@ -18,7 +18,7 @@ BATCH = 4  # videos per call; each has its own noise, so the number changes noth
 
 
 def prompts(selection: list[manifest.Choice], seed: int, count: int) -> list[manifest.Choice]:
-    """`count` training clips whose captions become prompts: the first by sha256(seed + key), again from the top if few."""
+    """`count` training clips whose captions become prompts: ordered by sha256(seed + key), from the top again if few."""
     real = [row for row in selection if row.split == "train" and not row.reserve]
     if not real:
         raise Problem("synth: the selection holds no training clip, so there is no caption to draw from")

@@ -1,0 +1,324 @@
+"""The small models of resources/miniature, trained from nothing on the physics world, in the hub's layout.
+
+`moalign miniature --config PIN --work DIR --out FOLDER`, one model a call. A killed training goes on from its last
+checkpoint; numbers depend on (seed, step) alone. The models are what the miniature scale downloads, so to say: only
+stages 1 and 2 follow the paper, their pretraining may use any recipe. Beside the weights lie card.json and SHA256SUMS.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+from torchvision.models import optical_flow
+
+from moalign import backbones, config, device, manifest, shards
+from moalign.backbones import miniature as blueprint
+from moalign.backbones.base import TextToVideo
+from moalign.clips import normalise
+from moalign.progress import say, track
+from moalign.teacher import videomae
+from moalign.world import captions, corrupt, physics, render
+
+SAVE_EVERY = 100  # steps
+CROP = (9, 32, 32)  # of the clips that a VAE learns on: frames, height, width
+
+
+@dataclass
+class World:
+    """Clips to learn from. Frames are uint8 [N, F, 64, 64, 3]; flow is exact, frame t -> t + 1."""
+
+    frames: Tensor
+    flow: Tensor  # float16 [N, F - 1, 2, 64, 64]
+    seen: Tensor  # bool [N, F - 1, 64, 64]: not hidden in the next frame
+    captions: list[str]
+
+    def x0(self, index: Tensor) -> Tensor:
+        """[B, 3, F, 64, 64] in [-1, 1]."""
+        return torch.stack([normalise(frames) for frames in self.frames[index].numpy()])
+
+
+def run(config: str, work: str, out: str) -> None:
+    """Train the pin's model and write it to `out`."""
+    pin = load(config)
+    where = device.use(pin.machine)
+    work_folder = Path(work)
+    work_folder.mkdir(parents=True, exist_ok=True)
+    world = make_world(pin.pretraining, work_folder.parent / "world")
+    started = time.monotonic()
+    torch.manual_seed(pin.pretraining.seed)
+    make = {"cogvideox": make_backbone, "wan": make_backbone, "videomae": make_encoder, "raft": make_raft}[pin.model]
+    card = make(pin, world, work_folder, Path(out), where)
+    card = {"model": pin.model, "seed": pin.pretraining.seed, "clips": pin.pretraining.clips, **card}
+    card |= {"device": str(where), "threads": pin.machine.threads, "seconds": round(time.monotonic() - started)}
+    manifest.write_text(Path(out) / "card.json", json.dumps(card, indent=1) + "\n")
+    blueprint.write_sums(out)
+
+
+def load(path: str) -> config.MiniaturePin:
+    """The stage's pin."""
+    return config.MiniaturePin.load(path)
+
+
+def make_world(row: config.Pretraining, folder: Path) -> World:
+    """Render the clips, `wrong` of them twins with wrong physics, or read those of an earlier call."""
+    name = f"{row.collection}-{row.clips}-{row.wrong}"
+    file, texts = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not texts.exists():
+        made = [one_clip(row, index) for index in track(range(row.clips), "world")]
+        frames, flows, seen, spoken = zip(*made, strict=True)
+        tensors = {"frames": torch.from_numpy(np.stack(frames)), "flow": torch.from_numpy(np.stack(flows))}
+        shards.write_tensors(file, tensors | {"seen": torch.from_numpy(np.stack(seen))})
+        manifest.write_text(texts, json.dumps(spoken))
+    tensors = load_file(file)
+    return World(tensors["frames"], tensors["flow"], tensors["seen"], json.loads(texts.read_text()))
+
+
+def one_clip(row: config.Pretraining, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Frames, flow, where it can be seen, caption."""
+    scene, seed = physics.choose(row.collection, index)
+    simulation = right = physics.simulate(scene, seed)
+    rng = np.random.default_rng([row.seed, index])
+    if rng.random() < row.wrong:
+        simulation = corrupt.twin(scene, seed, str(rng.choice(corrupt.kinds(right))))
+    pairs = [render.flow(simulation, first, first + 1) for first in range(physics.FRAMES - 1)]
+    flow = np.stack([pair[0].transpose(2, 0, 1) for pair in pairs]).astype(np.float16)
+    seen = np.stack([~pair[1] for pair in pairs])
+    return render.draw(simulation), flow, seen, captions.caption(right.attributes, seed)
+
+
+def fit(
+    what: str, module: nn.Module, row: config.Fit, loss: Callable[[Generator], Tensor], work: Path, seed: int
+) -> list[float]:
+    """AdamW, warm-up and cosine decay. `loss` draws its batch from the generator it is given, seeded by the step.
+
+    Returns the loss of every step. Resumes from work/{what}.pt.
+    """
+    weights = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=row.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    warmup = max(1, row.steps // 20)
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / row.steps) + 1e-3)
+    )
+    file, losses = work / f"{what}.pt", []
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        rate.load_state_dict(state["rate"])
+        losses = state["losses"]
+        say(f"{what}: goes on from step {len(losses)}")
+    module.train()
+    for step in track(range(len(losses), row.steps), what, total=row.steps, done=len(losses)):
+        value = loss(Generator().manual_seed(seed * 1_000_003 + step))
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        rate.step()
+        losses.append(value.item())
+        if len(losses) % SAVE_EVERY == 0 or len(losses) == row.steps:
+            say(f"{what}: step {len(losses)}, loss {np.mean(losses[-SAVE_EVERY:]):.4f}")
+            with manifest.replacing(file) as temporary:
+                state = {"module": module.state_dict(), "optimiser": optimiser.state_dict()}
+                torch.save(state | {"rate": rate.state_dict(), "losses": losses}, temporary)
+    return losses
+
+
+def curve(losses: list[float], points: int = 50) -> list[float]:
+    """A loss curve as means over equal spans of steps."""
+    return [round(float(span.mean()), 5) for span in np.array_split(np.array(losses), min(points, len(losses)))]
+
+
+# --- the video models ----------------------------------------------------------------------------------------------
+
+
+def make_backbone(pin: config.MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
+    """VAE first, then transformer and text encoder together on its latents."""
+    row, recipe = pin.backbones[pin.model], pin.pretraining
+    base = blueprint.pipeline(row.family, recipe.seed)
+    vae = base.vae.to(where)
+    vae_losses = fit(
+        "vae",
+        vae,
+        recipe.vae,
+        lambda rng: vae_loss(vae, crops(world, recipe.vae.batch, rng).to(where)),
+        work,
+        recipe.seed,
+    )
+    vae.eval()
+    means = posterior_means(vae, world, where)
+    calibrate(vae, means)
+    error = reconstruction_error(vae, world, where)
+    base.save_pretrained(str(out))  # the backbone below reads the VAE's scale from its config
+    backbone = backbones.load(row.model_copy(update={"weights": str(out)}), device=where, parts=("transformer", "text"))
+    backbone.text_encoder.requires_grad_(True)
+    both = nn.ModuleDict({"transformer": backbone.transformer, "text": backbone.text_encoder})
+    settings = getattr(recipe, pin.model)
+    losses = fit(
+        pin.model,
+        both,
+        settings,
+        lambda rng: denoising_loss(backbone, world, means, recipe, settings.batch, rng),
+        work,
+        recipe.seed,
+    )
+    backbone.transformer.register_to_config(_name_or_path=row.weights)  # not the folder that it was made in
+    backbone.save(out / "transformer")
+    backbone.text_encoder.save_pretrained(str(out / "text_encoder"))
+    return {
+        "vae": {"steps": recipe.vae.steps, "l1": error, "loss": curve(vae_losses)},
+        "transformer": {"steps": settings.steps, "batch": settings.batch, "wrong": recipe.wrong, "loss": curve(losses)},
+    }
+
+
+def crops(world: World, batch: int, rng: Generator) -> Tensor:
+    """Random pieces [B, 3, 9, 32, 32] of clips, half of them around something that moves."""
+    pieces = []
+    for index in torch.randint(len(world.frames), (batch,), generator=rng).tolist():
+        F, H, W = CROP
+        start = int(torch.randint(world.frames.shape[1] - F + 1, (), generator=rng))
+        corner = torch.randint(64 - H + 1, (2,), generator=rng)
+        if torch.rand((), generator=rng) < 0.5:
+            moving = world.flow[index, start].float().abs().sum(0).nonzero()
+            if len(moving):
+                centre = moving[int(torch.randint(len(moving), (), generator=rng))]
+                corner = (centre - H // 2).clamp(0, 64 - H)
+        top, left = corner.tolist()
+        frames = world.frames[index, start : start + F, top : top + H, left : left + W]
+        pieces.append(normalise(frames.numpy()))
+    return torch.stack(pieces)
+
+
+def vae_loss(vae: nn.Module, x0: Tensor) -> Tensor:
+    """Absolute error, and a divergence just large enough to keep the latents bounded."""
+    posterior = vae.encode(x0).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=Generator().manual_seed(int(x0.sum().item() * 1e3) % 2**31))
+    z = posterior.mean + posterior.std * noise.to(x0)
+    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    return functional.l1_loss(vae.decode(z).sample, x0) + 1e-4 * divergence
+
+
+@torch.no_grad()
+def posterior_means(vae: nn.Module, world: World, where: torch.device) -> Tensor:
+    """Latents of every clip, [N, C, Fl, Hl, Wl]."""
+    spans = torch.arange(len(world.frames)).split(8)
+    return torch.cat([vae.encode(world.x0(span).to(where)).latent_dist.mean.cpu() for span in track(spans, "latents")])
+
+
+@torch.no_grad()
+def reconstruction_error(vae: nn.Module, world: World, where: torch.device) -> float:
+    """Mean absolute error of whole clips in [-1, 1], 32 of them."""
+    x0 = world.x0(torch.arange(min(32, len(world.frames)))).to(where)
+    found = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x0.split(8)])
+    return round(functional.l1_loss(found, x0).item(), 5)
+
+
+def calibrate(vae: nn.Module, means: Tensor) -> None:
+    """Write the latents' scale into the VAE's config, so that the diffusion sees unit variance."""
+    if "scaling_factor" in vae.config:
+        vae.register_to_config(scaling_factor=round(1 / means.std().item(), 5))
+    else:
+        channels = means.transpose(0, 1).flatten(1)
+        mean, std = channels.mean(1).tolist(), channels.std(1).tolist()
+        vae.register_to_config(latents_mean=[round(m, 5) for m in mean], latents_std=[round(s, 5) for s in std])
+
+
+def denoising_loss(
+    backbone: TextToVideo, world: World, means: Tensor, recipe: config.Pretraining, batch: int, rng: Generator
+) -> Tensor:
+    """The backbone's own objective on cached latents, some prompts left empty."""
+    where = backbone.transformer.device
+    index = torch.randint(len(means), (batch,), generator=rng)
+    drop = torch.rand(batch, generator=rng) < recipe.prompt_dropout
+    streams = torch.randint(2**62, (batch,), generator=rng)
+    prompts = ["" if gone else world.captions[i] for i, gone in zip(index.tolist(), drop.tolist(), strict=True)]
+    noised = backbone.noise(means[index].to(where), streams)
+    prediction, _ = backbone.predict(noised, backbone.embed(prompts), None)
+    return functional.mse_loss(prediction, noised.target)
+
+
+# --- the encoder and the flow model ----------------------------------------------------------------------------------
+
+
+class MaskedAutoencoder(nn.Module):
+    """The encoder, a token for what is hidden, and a linear read-out of the hidden pixels."""
+
+    def __init__(self, encoder: videomae.VideoMAE, row: config.Encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.hidden = nn.Parameter(torch.zeros(row.width))
+        self.pixels = nn.Linear(row.width, 3 * row.tubelet * row.patch**2)
+        self.cube = (row.tubelet, row.patch)
+
+    def loss(self, frames: Tensor, hide: Tensor) -> Tensor:
+        """Mean squared error of the hidden tubelets, each normalised. frames [B, 3, F, H, W]; hide [B, Fm, Hm, Wm]."""
+        tubelet, patch = self.cube
+        X, grid = self.encoder.embed(frames)
+        X = torch.where(hide.flatten(1)[..., None], self.hidden + self.encoder.positions(grid), X)
+        for block in self.encoder.blocks:
+            X = block(X)
+        found = self.pixels(X)
+        cubes = frames.unfold(2, tubelet, tubelet).unfold(3, patch, patch).unfold(4, patch, patch)
+        cubes = cubes.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3)  # [B, N, 3 * tubelet * patch^2]
+        cubes = (cubes - cubes.mean(-1, keepdim=True)) / (cubes.std(-1, keepdim=True) + 0.02)
+        return functional.mse_loss(found[hide.flatten(1)], cubes[hide.flatten(1)])
+
+
+def make_encoder(pin: config.MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
+    """Masked autoencoding: fill in what is hidden behind tubes through the whole clip."""
+    recipe, settings = pin.pretraining, pin.pretraining.videomae
+    model = MaskedAutoencoder(videomae.VideoMAE(pin.encoder), pin.encoder).to(where)
+
+    def loss(rng: Generator) -> Tensor:
+        index = torch.randint(len(world.frames), (settings.batch,), generator=rng)
+        frames = world.x0(index)[:, :, 1:].to(where)
+        F, H, W = frames.shape[2] // pin.encoder.tubelet, *(side // pin.encoder.patch for side in frames.shape[3:])
+        hide = torch.rand(settings.batch, 1, H, W, generator=rng) < recipe.mask
+        return model.loss(frames, hide.expand(-1, F, -1, -1).to(where))
+
+    losses = fit("videomae", model, settings, loss, work, recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    videomae.save(model.encoder, out / Path(pin.encoder.weights).name)
+    return {"steps": settings.steps, "batch": settings.batch, "mask": recipe.mask, "loss": curve(losses)}
+
+
+def make_raft(pin: config.MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
+    """RAFT on exact flow: pairs one or two frames apart, at flow.size, every update's estimate weighed."""
+    recipe, settings = pin.pretraining, pin.pretraining.raft
+    model = getattr(optical_flow, pin.flow.model)(weights=None).to(where)
+    height, width = pin.flow.size
+
+    def pairs(index: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        frames = world.x0(index)
+        a, b = (
+            torch.stack([clip[:, t] for clip, t in zip(frames, times, strict=True)]) for times in (first, first + 1)
+        )
+        a, b = (functional.interpolate(x, (height, width), mode="bilinear") for x in (a, b))
+        flow = functional.interpolate(world.flow[index, first].float(), (height, width), mode="nearest")
+        flow *= torch.tensor([width / 64, height / 64]).view(1, 2, 1, 1)
+        seen = functional.interpolate(world.seen[index, first][:, None].float(), (height, width), mode="nearest")
+        return a.to(where), b.to(where), flow.to(where), seen.to(where)
+
+    def loss(rng: Generator) -> Tensor:
+        index = torch.randint(len(world.frames), (settings.batch,), generator=rng)
+        first = torch.randint(physics.FRAMES - 1, (settings.batch,), generator=rng)
+        a, b, flow, seen = pairs(index, first)
+        estimates = model(a, b, num_flow_updates=6)
+        weigh = 1 + 4 * (flow.abs().amax(1, keepdim=True) > 0.5)  # few pixels move
+        terms = [
+            0.8 ** (len(estimates) - 1 - i) * (weigh * seen * (e - flow).abs()).mean() for i, e in enumerate(estimates)
+        ]
+        return torch.stack(terms).sum()
+
+    losses = fit("raft", model, settings, loss, work, recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), out / Path(pin.flow.weights).name)
+    return {"steps": settings.steps, "batch": settings.batch, "loss": curve(losses)}

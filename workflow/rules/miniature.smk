@@ -1,0 +1,34 @@
+# The small models of resources/miniature, made again from nothing: `snakemake --profile local miniature_models`.
+# They are made below work/ and copied at the end, so that no other target ever trains them.
+
+
+rule miniature_model:
+    """Train one of them; a killed training goes on where it was."""
+    input:
+        config="results/{scale}/pins/miniature/{model}.yaml",
+    output:
+        "work/{scale}/miniature/models/{model}/SHA256SUMS",
+    log:
+        "results/{scale}/logs/miniature/{model}.log",
+    wildcard_constraints:
+        model="|".join(MINIATURE) or "none",
+    conda:
+        "../../envs/moalign.yaml"
+    threads: PARAMS.machine.threads
+    params:
+        work="work/{scale}/miniature/{model}",
+        out=subpath(output[0], parent=True),
+    shell:
+        "moalign miniature --config {input.config} --work {params.work} --out {params.out} > {log} 2>&1"
+
+
+rule miniature_models:
+    """All of them, copied to where they are used."""
+    input:
+        [f"work/{PARAMS.scale}/miniature/models/{model}/SHA256SUMS" for model in MINIATURE],
+    log:
+        f"results/{PARAMS.scale}/logs/miniature/copy.log",
+    params:
+        models=[f"work/{PARAMS.scale}/miniature/models/{model}" for model in MINIATURE],
+    shell:
+        "cp -r {params.models} resources/miniature/ > {log} 2>&1"
