@@ -377,7 +377,7 @@ def build(start: Setup, dt: float) -> tuple[pymunk.Space, list[pymunk.Body]]:
     """The engine's space and one body per thing."""
     space = pymunk.Space()
     space.gravity = (0, start.gravity)
-    space.collision_slop = 0.01  # px of overlap that is left alone
+    space.collision_slop = 0.1  # px of overlap left alone: more than one step's way, or bounces would gain energy
     for surface in start.surfaces:
         if surface.name not in start.ghosts:
             shape = pymunk.Poly(space.static_body, surface.corners)

