@@ -99,7 +99,9 @@ def rows(path: str) -> Iterator[Any]:
 def elements(file: TextIO) -> Iterator[Any]:
     """Elements of the JSON list that a text file holds; json.JSONDecodeError where it holds no such list."""
     decode = json.JSONDecoder().raw_decode
-    text, at, first = file.read(READ).lstrip(SPACE), 1, True
+    text, at, first = "", 1, True
+    while not text and (start := file.read(READ)):
+        text = start.lstrip(SPACE)
     if text[:1] != "[":
         raise json.JSONDecodeError("it does not begin with '['", text, 0)
     more = READ
@@ -298,7 +300,7 @@ def ingest(config: str, selection: str, source: dict[str, str], shard: int, out:
                 used, frames = first_usable(choice, spare, roots, pin.subset, made)
                 if used is not None:
                     made.rows.append(store(used, frames, tar, name, pin.subset.fps))
-        check_shard(made, chosen, selection)
+            check_shard(made, chosen, selection)
         made.file(name)
         made.notes |= {"filter": video.FILTER, "crf": video.CRF, "preset": video.PRESET}
 
