@@ -7,10 +7,11 @@ Eq. 8 is one weighted sum over token pairs. With z, m the tokens at unit length 
     G[f, f] = 1 / (F P^2)  (spatial),    G[f, g] = exp(-|f - g| / tau) / N^2  (temporal),    N = F P,
 
 and its gradient is dL/dz = 2 (G o sign E) z. So value and gradient are made together, strip by strip of E, and no
-N x N matrix is ever stored. `soft_trd_dense` is the same loss written as the paper writes it; tests hold the two together.
-`python tests/bench_loss.py` measures both.
+N x N matrix is ever stored. `soft_trd_dense` is the same loss as the paper writes it; tests hold the two together, and
+`python tests/bench_loss.py` measures them.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -58,10 +59,10 @@ def temporal_weight(frames: int, tau: float, device: torch.device | str = "cpu")
 def soft_trd(Z: Tensor, M: Tensor, tau: float, denominator: str = "all") -> Tensor:
     """L_align, Eq. 8, from S_spatial (Eq. 5), S_temporal (Eq. 6) and W (Eq. 7).
 
-    Z, M: [B, F, P, D] student and motion tokens; M is a constant, and may have a width of its own. tau in motion frames;
-    inf is the unweighted row of Tab. 4 (A10). Both norms are means: the spatial one over P^2 pairs and F frames, the
-    temporal one over all N^2 entries, the zeros of W included (`denominator` "all"), or over the N^2 - F P^2 pairs
-    between frames ("off_diagonal") (A8).
+    Z, M: [B, F, P, D] student and motion tokens; M is a constant, and may have a width of its own. tau in motion
+    frames (A12); inf is the unweighted row of Tab. 4 (A10). Both norms are means, with equal weight (A9): the spatial
+    one over P^2 pairs and F frames, the temporal one over all N^2 entries, the zeros of W included (`denominator`
+    "all"), or over the N^2 - F P^2 pairs between frames ("off_diagonal") (A8).
     """
     _check_pair(Z, M, axes=3)
     frames, tokens = Z.shape[1:3]
@@ -131,9 +132,9 @@ def _temporal_pairs(frames: int, tokens: int, denominator: str) -> int:
 class _Relations(torch.autograd.Function):
     """mean_b sum_ij G[f(i), f(j)] max(|E_ij| - margin, 0) of unit tokens z, m [B, F, P, D]; G [F, F] symmetric.
 
-    The gradient with respect to z is made on the way forward, when each strip of E is at hand, and only scaled on the way
-    back: one pass, nothing kept but a tensor of z's shape. Its radial part is left in; the Jacobian of `unit`
-    takes it out.
+    The gradient with respect to z is made on the way forward, when each strip of E is at hand, and only scaled on the
+    way back: one pass, nothing kept but a tensor of z's shape. Its radial part, noise of E's diagonal included, is
+    left in; the Jacobian of `unit` takes it out.
     """
 
     @staticmethod
@@ -154,32 +155,32 @@ class _Relations(torch.autograd.Function):
 def _sweep(z: Tensor, m: Tensor, gradient: Tensor, G: Tensor, margin: float) -> Tensor:
     """One clip's sum of `_Relations` (returned, fp64) and its gradient (added). z, m, gradient: [F, P, D].
 
-    It goes in strips of E: the rows of one frame by the columns of that and all later frames. S_Z and S_M are two products
-    of one shape, subtracted: where student and teacher are equal they agree to the last bit, so loss and gradient
-    are exactly 0. (One product of [z|m] and [z|-m] would leave rounding noise there, and a sign of noise.)
+    It goes in strips of E: the rows of one frame by the columns of that and all later frames. S_Z and S_M are two
+    products of one shape, subtracted: where student and teacher are equal they agree to the last bit, so loss and
+    gradient are exactly 0. (One product of [z|m] and [z|-m] would leave rounding noise there, and its sign.)
     """
     frames, tokens, _ = z.shape
     z_all, m_all = z.flatten(0, 1), m.flatten(0, 1)
-    value = torch.zeros((), dtype=torch.float64, device=z.device)
+    # E and G are symmetric: a pair of frames stands for both of its blocks, a frame with itself for one.
+    G = 2 * G.triu() - G.diag().diag()
+    weight = G.to(z.dtype)[:, :, None, None]
+    sums = torch.zeros_like(G)  # of |E| in every block
     S_Z, S_M = z.new_empty(2, tokens * frames * tokens)  # one strip each, used again for every frame
     for f in range(frames):
-        rest = frames - f
-        E, other = (S[: tokens * rest * tokens].view(tokens, rest * tokens) for S in (S_Z, S_M))
+        shape = tokens, (frames - f) * tokens
+        E, other = S_Z[: math.prod(shape)].view(shape), S_M[: math.prod(shape)].view(shape)
         torch.mm(z[f], z_all[f * tokens :].mT, out=E)
         torch.mm(m[f], m_all[f * tokens :].mT, out=other)
         E -= other
         if margin:
             E = softshrink(E, margin)  # sign(E) max(|E| - margin, 0)
-        weight = 2 * G[f, f:]  # E and G are symmetric: a pair of frames stands for both of its blocks,
-        weight[0] /= 2  # a frame with itself for one
         torch.abs(E, out=other)
-        value += other.view(tokens, rest, tokens).sum((0, 2)).double() @ weight
+        sums[f, f:] = other.view(tokens, -1, tokens).sum((0, 2))
         E.sign_()
         # Product rule, rows and columns. The frame weights go into z, which is small, and never into E.
-        weight = weight.to(z.dtype)[:, None, None]
-        gradient[f] += E @ (weight * z[f:]).flatten(0, 1)
-        gradient[f:].addcmul_((E.mT @ z[f]).view_as(z[f:]), weight)
-    return value
+        gradient[f].addmm_(E, (weight[f, f:] * z[f:]).flatten(0, 1))
+        gradient[f:].addcmul_((E.mT @ z[f]).view_as(z[f:]), weight[f, f:])
+    return (G * sums).sum()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Method], Tensor]] = {

@@ -16,7 +16,7 @@ from moalign.interfaces import Alignment
 
 
 def alignment(method: Method, projector: Projector | None) -> Alignment:
-    """L_align(Y, target) of a method's row. Fine-tuning alone (loss `zero`) has one too: it is 0, and asks for nothing."""
+    """L_align(Y, target) of a method's row. Fine-tuning alone (loss `zero`) has one too: it is 0, and needs neither."""
     if method.loss == "zero":
         return lambda Y, target: torch.zeros(())
     if projector is None:
