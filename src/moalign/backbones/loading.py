@@ -22,6 +22,7 @@ from moalign.errors import Problem
 PARTS = ("transformer", "vae", "text")
 FOLDERS = {"transformer": "transformer", "vae": "vae", "text": "text_encoder", "tokenizer": "tokenizer"}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+disable_progress_bar()  # transformers' bar per weight file says nothing in a log
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what a damaged part makes loaders raise
 
 
@@ -106,7 +107,6 @@ def load_part(cls: type, folder: Path, name: str, device: str | torch.device, dt
 
     `name` replaces the folder in the saved config, so that what is saved later does not carry a path of this machine.
     """
-    disable_progress_bar()  # a bar per weight file says nothing in a log
     # the two libraries spell the precision differently
     precision = {"torch_dtype": dtype} if hasattr(cls, "register_to_config") else {"dtype": dtype}
     try:

@@ -47,7 +47,7 @@ class Wan(TextToVideo):
         agree("transformer", "patch_size", space[0], "patch", row.patch)
         if time != 1 or space[0] != space[1]:
             raise Problem(
-                f"{checkpoint.folders['transformer']}: patch_size is {found['patch_size']}; only patches of [1, p, p] are"
+                f"{checkpoint.folders['transformer']}: patch_size is {found['patch_size']}; only [1, p, p] is"
                 " supported, so name other `weights`"
             )
         found = checkpoint.configs["vae"]
