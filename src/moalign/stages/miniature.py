@@ -90,7 +90,7 @@ def one_clip(row: config.Pretraining, index: int) -> tuple[np.ndarray, np.ndarra
         simulation = corrupt.twin(scene, seed, str(rng.choice(corrupt.kinds(right))))
     pairs = [render.flow(simulation, first, first + 1) for first in range(physics.FRAMES - 1)]
     flow = np.stack([pair[0].transpose(2, 0, 1) for pair in pairs]).astype(np.float16)
-    seen = np.stack([~pair[1] for pair in pairs])
+    seen = np.stack([pair[1] for pair in pairs])
     return render.draw(simulation), flow, seen, captions.caption(right.attributes, seed)
 
 
