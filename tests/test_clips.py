@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from moalign import clips, manifest, shards, video
 from moalign.errors import Problem
@@ -195,7 +196,7 @@ def test_workers_give_what_this_process_gives(world):
     """The shards and the decoder have been used here before the other process starts."""
     data = flow_clips(world)
     order = [clips.draw(0, step, 2, len(data)) for step in range(3)]
-    here, there = (list(clips.loader(data, order, workers)) for workers in (0, 1))
+    here, there = (list(DataLoader(data, batch_sampler=order, num_workers=workers)) for workers in (0, 1))
     assert [batch["key"] for batch in here] == [[data.keys[i] for i in batch] for batch in order]
     for mine, other in zip(here, there, strict=True):
         assert mine["key"] == other["key"] and mine["x0"].shape == (2, 3, 5, 32, 48)

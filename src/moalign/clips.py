@@ -4,7 +4,6 @@ The order needs no state beyond (seed, step): `draw` says which clips a step see
 """
 
 import hashlib
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from moalign import manifest, shards, video
 from moalign.errors import Problem
@@ -153,11 +152,6 @@ def index(paths: list[str | Path], kind: type) -> dict[str, tuple[Path, Any]]:
                 raise Problem(f"{path}: {row.key} is in an earlier manifest too; give each shard once")
             rows[row.key] = (given.path.parent, row)
     return rows
-
-
-def loader(dataset: Dataset, batches: Iterable[list[int]], workers: int = 0) -> DataLoader:
-    """The batches of a dataset, stacked, for lists of indices such as `draw` gives."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
 
 
 # --- the order of drawing ------------------------------------------------------------------------------------------
