@@ -411,6 +411,15 @@ def test_cached_states_give_back_the_same_prompts(shared, family):
 
 
 @BOTH
+def test_prompts_carry_a_gradient_only_where_the_encoder_is_trained(fresh, family):
+    backbone = fresh(family, parts=("text",))
+    assert not backbone.embed(["a ball"]).requires_grad
+    backbone.text_encoder.requires_grad_(True)
+    backbone.embed(["a ball"]).square().sum().backward()
+    assert backbone.text_encoder.shared.weight.grad.abs().sum() > 0
+
+
+@BOTH
 def test_states_of_another_backbone_are_refused(shared, family):
     with pytest.raises(Problem, match=r"97 tokens.*text_tokens.*encode"):
         shared[family].pad([torch.zeros(97, 64)])

@@ -63,7 +63,10 @@ class TextToVideo(ABC):
 
     @abstractmethod
     def states(self, prompts: list[str]) -> list[Tensor]:
-        """What must be kept of each prompt, [T_i, Dtext], so that `pad` gives what the stock pipeline feeds."""
+        """What must be kept of each prompt, [T_i, Dtext], so that `pad` gives what the stock pipeline feeds.
+
+        The encoder is frozen as loaded, so no graph is built; whoever thaws it to train it gets one.
+        """
 
     @abstractmethod
     def sample(self, prompts: list[str], sampling: config.Sampling, rngs: list[Generator]) -> Tensor:

@@ -78,7 +78,6 @@ class CogVideoX(TextToVideo):
         z_t, v = signal * z0 + noise * eps, signal * eps - noise * z0
         return Noised(frames_first(z_t), t.to(z0.device), frames_first(v))
 
-    @torch.no_grad()
     def states(self, prompts: list[str]) -> list[Tensor]:
         """[T, Dtext] each, T = text_tokens, padding included.
 

@@ -70,7 +70,6 @@ class Wan(TextToVideo):
         eps, level = eps.to(z0), per_clip(s, z0)
         return Noised((1 - level) * z0 + level * eps, (TIMES * s).to(z0), eps - z0)
 
-    @torch.no_grad()
     def states(self, prompts: list[str]) -> list[Tensor]:
         """[T_i, Dtext] each, without padding: it is masked out, and the stock pipeline feeds zeros in its place."""
         tokens = self.tokenizer(
