@@ -79,7 +79,7 @@ def faults_of(given: Manifest[Sample], videos: int) -> list[str]:
             continue
         if frames != sample.frames:
             faults.append(f"{name(sample)}: {sample.file} holds {frames} frames, {sample.frames} were sampled")
-    prompts = range(1 + max((prompt for prompt, _ in keys), default=-1))
+    prompts = range(max(1 + max((prompt for prompt, _ in keys), default=-1), given.header.counts.get("prompts", 0)))
     wanted = {(prompt, index) for prompt in prompts for index in range(videos)}
     faults += [f"prompt {prompt}, video {index}: not sampled" for prompt, index in sorted(wanted - keys)]
     faults += [f"prompt {prompt}, video {index}: more than benches.videos" for prompt, index in sorted(keys - wanted)]

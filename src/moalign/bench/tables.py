@@ -1,0 +1,194 @@
+"""The tables: Score rows of each run of a table, summarised, compared with its first row, and written as Markdown."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moalign import manifest
+from moalign.bench import scores, statistics
+from moalign.bench.scores import Difference, Key, Summary
+from moalign.config import Params
+from moalign.manifest import Sample, Score
+
+SHOWN = 12  # missing videos that a table lists one by one
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and written."""
+
+    label: str
+    unit: str = ""
+    factor: float = 1.0
+    digits: int = 2
+
+    def text(self, value: float, sign: bool = False) -> str:
+        """A value of the metric, with a true minus sign."""
+        if not math.isfinite(value):
+            return "−∞" if value < 0 else "∞"
+        text = f"{value * self.factor:{'+' if sign else ''}.{self.digits}f}"
+        if not text.strip("+-0."):
+            text = text.lstrip("+-")  # no signed zero
+        return text.replace("-", "−")
+
+    def interval(self, found: Summary | Difference, sign: bool = False) -> str:
+        """[low, high]."""
+        return f"[{self.text(found.low, sign)}, {self.text(found.high, sign)}]"
+
+
+METRICS = {
+    "flicker": Metric("Temporal flickering", "%", 100, 2),
+    "dynamic": Metric("Dynamic degree", "%", 100, 1),
+    "motion": Metric("Mean motion", "px", 1, 2),
+    "still": Metric("Near still", "%", 100, 1),
+    "SA": Metric("SA", "1-5"),
+    "PC": Metric("PC", "1-5"),
+    "Joint": Metric("Joint", "%", 100, 1),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row of a table."""
+
+    summary: Summary
+    difference: Difference | None  # from the table's first row
+    holm: float | None  # p of McNemar's test, adjusted over the table's rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, filled."""
+
+    name: str
+    title: str
+    bench: str
+    videos: int  # of one training
+    rules: dict[str, str]  # metric -> how it is defined
+    rows: dict[str, dict[str, Cell]]  # run -> metric -> cell
+    pins: dict[str, str]  # run -> short hash of what was rated with
+
+
+def make_table(results: Path, params: Params, name: str) -> Table:
+    """Read the scores of a table's rows and summarise them."""
+    row = params.tables[name]
+    rated: dict[str, dict[int, list[Score]]] = {}  # run -> seed -> rows
+    keys: set[Key] = set()
+    pins = {}
+    for run in row.rows:
+        rated[run] = {}
+        for seed in params.seeds_of(run):
+            cell = f"{run}/s{seed}/{row.bench}.jsonl"
+            keys |= {(video.prompt_id, video.index) for video in manifest.read(results / "samples" / cell, Sample).rows}
+            given = manifest.read(results / "scores" / cell, Score)
+            rated[run][seed] = given.rows + scores.joint(given.rows)
+            pins[run] = given.header.pin[:10]
+    rules = {score.metric: score.rule for seeds in rated.values() for rows in seeds.values() for score in rows}
+    cells: dict[str, dict[str, Cell]] = {run: {} for run in row.rows}
+    for metric in rules:
+        values = {run: {seed: scores.by_key(rows, metric) for seed, rows in rated[run].items()} for run in row.rows}
+        for run, cell in zip(row.rows, cells_of(metric, values, keys), strict=True):
+            cells[run][metric] = cell
+    return Table(name, row.title, row.bench, len(keys), rules, cells, pins)
+
+
+def cells_of(metric: str, values: dict[str, dict[int, dict[Key, float]]], keys: Iterable[Key]) -> list[Cell]:
+    """One metric of a table's rows, in order; differences are from the first, where nothing is missing in either."""
+    summaries = {run: scores.summarise(metric, of_run, keys) for run, of_run in values.items()}
+    first, *others = values
+    whole = [run for run in others if summaries[run].mean is not None and summaries[first].mean is not None]
+    differences = {run: scores.difference(metric, values[run], values[first], keys) for run in whole}
+    tested = [run for run in whole if differences[run].p is not None]
+    adjusted = dict(zip(tested, statistics.holm([differences[run].p for run in tested]), strict=True))
+    return [Cell(summaries[run], differences.get(run), adjusted.get(run)) for run in values]
+
+
+def markdown(table: Table, params: Params) -> str:
+    """A table as Markdown: the means, then the differences, then what the columns mean."""
+    metrics = {metric: metric_of(metric) for metric in table.rules}
+    heads = [f"{shown.label} ({shown.unit})" if shown.unit else shown.label for shown in metrics.values()]
+    first = next(iter(table.rows))
+    lines = [f"# {table.title}", ""]
+    lines += [f"Scale `{params.scale}`, bench `{table.bench}`, {table.videos} videos per training."]
+    lines += ["95 % intervals in brackets.", *([f"**{meaningless(params)}**"] if params.scale == "smoke" else []), ""]
+    lines += [line("run", "what it is", "n", *heads, "pin"), line(*["---"] * (len(heads) + 4))]
+    for run, cells in table.rows.items():
+        shown = [mean_text(metrics[metric], cell.summary) for metric, cell in cells.items()]
+        n = min((cell.summary.n for cell in cells.values()), default=0)
+        lines.append(line(f"`{run}`", describe(params, run), str(n), *shown, f"`{table.pins[run]}`"))
+    lines += ["", f"Paired difference from `{first}`: the same prompts and the same noise."]
+    lines += ["p: exact McNemar, adjusted over the rows by Holm.", ""]
+    lines += [line("run", *heads), line(*["---"] * (len(heads) + 1))]
+    for run, cells in list(table.rows.items())[1:]:
+        lines.append(line(f"`{run}`", *[difference_text(metrics[metric], cell) for metric, cell in cells.items()]))
+    lines += ["", *[f"- {metrics[metric].label}: {rule}" for metric, rule in table.rules.items()]]
+    gone = missing_lines(table)
+    lines += ["", *[f"- {text}" for text in gone]] if gone else []
+    return "\n".join(lines) + "\n"
+
+
+def line(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def mean_text(metric: Metric, summary: Summary) -> str:
+    """Mean and interval, or that there is none."""
+    return "incomplete" if summary.mean is None else f"{metric.text(summary.mean)} {metric.interval(summary)}"
+
+
+def difference_text(metric: Metric, cell: Cell) -> str:
+    """Difference, interval and p, or that there is none."""
+    found = cell.difference
+    if found is None:
+        return "incomplete"
+    p = "" if cell.holm is None else f", {p_text(cell.holm)}"
+    return f"{metric.text(found.mean, sign=True)} {metric.interval(found, sign=True)}{p}"
+
+
+def p_text(p: float) -> str:
+    """A p value."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def missing_lines(table: Table) -> list[str]:
+    """What has no number, run by run."""
+    lines = []
+    for run, cells in table.rows.items():
+        gone = dict.fromkeys(item for cell in cells.values() for item in cell.summary.missing)
+        if gone:
+            listed = [f"s{seed} prompt {prompt} video {index}" for seed, (prompt, index) in list(gone)[:SHOWN]]
+            more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            lines.append(f"{run} is incomplete, without a number: {', '.join(listed)}{more}")
+    return lines
+
+
+def metric_of(metric: str) -> Metric:
+    """How a metric is written; one without an entry goes by its own name."""
+    return METRICS.get(metric, Metric(metric))
+
+
+def describe(params: Params, run: str) -> str:
+    """What is done to a run's backbone, in a few words."""
+    row = params.runs[run]
+    if row.still_of:
+        return f"first frame of {row.still_of}, repeated"
+    if row.method is None:
+        return "the weights as they came"
+    method = params.methods[row.method]
+    if method.target == "none":
+        return "fine-tuned, no alignment"
+    target = {"tokens": "encoder tokens S", "motion": "motion M"}[method.target]
+    parts = [f"{method.loss.replace('_', ' ').replace('trd', 'TRD')} to {target}", f"λ {method.lam:g}"]
+    if method.tau is not None:
+        parts.append("τ ∞" if math.isinf(method.tau) else f"τ {method.tau:g}")
+    return ", ".join([*parts, f"block {params.layer(run)}"])
+
+
+def meaningless(params: Params) -> str:
+    """The line that a page of the smoke scale must carry."""
+    return (
+        f"This is the {params.scale} scale: every stage ran, in {params.align.steps} steps of fine-tuning."
+        " Its numbers carry no meaning."
+    )

@@ -1,0 +1,50 @@
+"use strict";
+// Videos play while they are seen, a row in step; a click or the space bar stops one, the button all.
+const videos = [...document.querySelectorAll("video")];
+const button = document.getElementById("pause");
+const seen = new Set();
+let paused = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+function settle(video) {
+  video.classList.toggle("still", Boolean(video.stopped));
+  if (seen.has(video) && !video.stopped && !paused) video.play().catch(() => {});
+  else video.pause();
+}
+
+function say() {
+  button.textContent = paused ? "Play all" : "Pause all";
+  button.setAttribute("aria-pressed", String(paused));
+  videos.forEach(settle);
+}
+
+function toggle(video) {
+  video.stopped = !(video.paused);
+  if (paused && !video.stopped) video.play().catch(() => {});
+  else settle(video);
+}
+
+const watch = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) {
+      seen.add(target);
+      target.currentTime = 0;
+    } else seen.delete(target);
+    settle(target);
+  }
+});
+
+for (const video of videos) {
+  watch.observe(video);
+  video.addEventListener("click", () => toggle(video));
+  video.addEventListener("keydown", (event) => {
+    if (event.key !== " " && event.key !== "Enter") return;
+    event.preventDefault();
+    toggle(video);
+  });
+}
+button.addEventListener("click", () => {
+  paused = !paused;
+  videos.forEach((video) => (video.stopped = false));
+  say();
+});
+say();

@@ -1,0 +1,151 @@
+"""Line plots and histograms as SVG text for the page: its colours and letters, equal bytes for equal data.
+
+matplotlib draws; what it writes is then freed of fonts, dates and addresses, and its colours become the page's
+variables, so that a plot follows the page into the dark.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, MUTED, RULE = "#000001", "#000002", "#000003"  # placeholders, replaced by the page's variables
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
+VARIABLES |= {f"#0000{16 + index:02x}": f"--series-{index}" for index in range(8)}
+SERIES = [colour for colour, name in VARIABLES.items() if name.startswith("--series")]
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moalign",
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "lines.solid_capstyle": "round",
+    "path.simplify": False,
+}
+WIDTH = 3.5  # inches of a plot; the page scales it
+APART = 0.11  # of a plot's height, between two names
+POINTS = 160  # of a curve; a longer one is averaged down to this
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a plot."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0  # of SERIES
+    dots: bool = False  # a value at each point: validation
+    dashed: bool = False  # a level to compare with
+
+
+def panels(name: str, rows: Sequence[tuple[str, Sequence[Curve]]]) -> str:
+    """Plots above each other that share their steps, each a title and its curves."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.6 + len(rows) * 1.3 + (len(rows) - 1) * 0.3))
+        axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, gridspec_kw={"hspace": 0.3 / 1.3})[:, 0]
+        place(figure, right=0.68)
+        for axis, (title, curves) in zip(axes, rows, strict=True):
+            axis.set_title(title, loc="left")
+            for curve in curves:
+                draw(axis, curve)
+            axis.margins(x=0.02)
+            name_curves(axis, [curve for curve in curves if curve.label])
+            axis.yaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes[-1].set_xlabel("step")
+        return to_svg(figure, name)
+
+
+def place(figure: Figure, right: float) -> None:
+    """Margins, in inches: `right` leaves room for the names of curves. Fixed, so that panels side by side line up."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(0.45 / width, 0.38 / height, 1 - right / width, 1 - 0.22 / height)
+
+
+def draw(axis: Axes, curve: Curve) -> None:
+    """One curve."""
+    x, y = thinned(np.asarray(curve.x, float), np.asarray(curve.y, float))
+    mark = "o" if curve.dots or len(x) == 1 else None
+    line = {"linestyle": (0, (3, 2)), "linewidth": 0.9} if curve.dashed else {}
+    axis.plot(x, y, color=SERIES[curve.colour], marker=mark, markersize=2.8, **line)
+
+
+def name_curves(axis: Axes, curves: Sequence[Curve]) -> None:
+    """Each curve's name beside its end, pushed apart where ends are close."""
+    low, high = axis.get_ylim()
+    ends = sorted(((curve.y[-1] - low) / (high - low), at) for at, curve in enumerate(curves))
+    places: list[float] = []
+    for end, _ in ends:
+        places.append(max(end, places[-1] + APART) if places else end)
+    over = max(0.0, places[-1] - 1.0) if places else 0.0
+    for place, (_, at) in zip(places, ends, strict=True):
+        style = {"color": SERIES[curves[at].colour], "fontsize": 8, "va": "center"}
+        axis.annotate(curves[at].label, (1.0, place - over), (4, 0), "axes fraction", "offset points", **style)
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A long curve as means over equal stretches."""
+    if len(x) <= POINTS:
+        return x, y
+    edges = np.linspace(0, len(x), POINTS + 1).astype(int)
+    stretches = [slice(*edge) for edge in pairwise(edges)]
+    return np.array([x[part].mean() for part in stretches]), np.array([y[part].mean() for part in stretches])
+
+
+def histogram(name: str, values: Sequence[float], x_label: str, title: str) -> str:
+    """How values are spread."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.9))
+        axis = figure.subplots()
+        place(figure, right=0.1)
+        axis.hist(values, bins=min(40, max(8, len(values) // 4)), color=SERIES[0], rwidth=0.86)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel("clips")
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        return to_svg(figure, name)
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """A figure as an <svg> element whose ids start with `name`; colours and letters are left to the page."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", text)
+    text = re.sub(r'<svg width="[^"]*" height="[^"]*"', '<svg focusable="false" aria-hidden="true"', text)
+    text = re.sub(r" font-family: [^;\"]*;", "", text)
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\1{name}-", text).replace("xlink:href", "href")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return re.sub(r"\n\s*", "\n", text).strip()

@@ -1,0 +1,481 @@
+"""Tables, metrics.json and the page of one scale, from the manifests of every stage.
+
+    moalign report --config PIN --results results/S --out results/S/report/index.html
+
+Writes tables/*.md and metrics.json below the results folder, then the page: one file that carries its videos, plots and
+style inside, and whose bytes depend on the manifests and their files alone. metrics.json holds what another run on the
+same machine must find again: no seconds, no paths, no hashes.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from moalign import clips, manifest, shards, video
+from moalign.bench import tables
+from moalign.bench.tables import Cell, Metric, Table
+from moalign.config import Params, ReportPin, make_grid
+from moalign.errors import Problem
+from moalign.manifest import Choice, Clip, Flow, Header, Latent, Manifest, Sample, Score, Weights
+from moalign.report import pictures, plots
+from moalign.report.plots import Curve
+from moalign.teacher import raft
+
+SHOWN = 12  # missing manifests that a message lists one by one
+TEACHER = "teacher/manifest.jsonl"
+FLOWS = {"validation": "teacher", "mean_flow": "mean flow", "zero_flow": "zero flow"}  # notes of the teacher
+ERRORS = {"l1": "L1", "epe": "end-point error", "epe_moving": "end-point error, moving"}
+FLOW_CLIPS = (0.25, 0.6, 0.95)  # whose flow is shown: quantiles of mean motion in the first shard
+FLOW_FRAMES = 6  # of each
+NOT_LOSSES = ("step", "lr", "grad_norm")  # numbers of a training's log that are no loss
+
+
+def run(config: str | Path, results: str | Path, out: str | Path) -> None:
+    """Write tables/*.md and metrics.json below `results`, and the page `out`."""
+    params = ReportPin.load(config).params
+    results = Path(results)
+    wanted = expected(params)
+    check_all_there(results, wanted)
+    found = survey(results, wanted)
+    logs = read_logs(results, params)
+    filled = [tables.make_table(results, params, name) for name in params.tables]
+    for table in filled:
+        manifest.write_text(results / "tables" / f"{table.name}.md", tables.markdown(table, params))
+    numbers = json.dumps(metrics(params, found, logs, filled), indent=1, sort_keys=True, allow_nan=False)
+    manifest.write_text(results / "metrics.json", f"{numbers}\n")
+    manifest.write_text(out, page(results, params, found, logs, filled))
+
+
+# --- what should be there ---------------------------------------------------------------------------------------------
+
+
+def expected(params: Params) -> dict[str, list[tuple[str, type]]]:
+    """Stage -> (path below results/S, kind of row) of each manifest that the page needs."""
+    counts = {"real": params.subset.shards, "synth": params.synth.shards}
+
+    def sharded(folder: str, kind: type, names: Iterable[str] = tuple(counts)) -> list[tuple[str, type]]:
+        return [(f"{folder}/{name}/{shard:04d}.jsonl", kind) for name in names for shard in range(counts[name])]
+
+    rows = params.rows()
+    backbones = dict.fromkeys(params.runs[name].backbone for name, _ in trainings(params))
+    return {
+        "subset": [("clips/selection.jsonl", Choice), *sharded("clips", Clip, ["real"])],
+        "synth": sharded("clips", Clip, ["synth"]),
+        "flow": sharded("flow", Flow),
+        "encode": [item for name in backbones for item in sharded(f"latents/{name}", Latent, params.align.train_on)],
+        "teacher": [(TEACHER, Weights)],
+        "align": [(f"runs/{name}/s{seed}/manifest.jsonl", Weights) for name, seed in trainings(params)],
+        "sample": [(f"samples/{name}/s{seed}/{bench}.jsonl", Sample) for name, bench, seed in rows],
+        "bench": [(f"scores/{name}/s{seed}/{bench}.jsonl", Score) for name, bench, seed in rows],
+    }
+
+
+def trainings(params: Params) -> list[tuple[str, int]]:
+    """(run, seed) of every training behind a table, once each."""
+    return list(dict.fromkeys((name, seed) for name, _, seed in params.rows() if params.runs[name].method))
+
+
+def check_all_there(results: Path, wanted: dict[str, list[tuple[str, type]]]) -> None:
+    """Problem that lists the manifests that are not there, by stage."""
+    paths = [(stage, path) for stage, rows in wanted.items() for path, _ in rows]
+    missing = [f"{stage}: {path}" for stage, path in paths if not (results / path).exists()]
+    if missing:
+        more = [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
+        listed = "\n  ".join([*missing[:SHOWN], *more])
+        raise Problem(f"{results}: no report without these manifests; run their stages first:\n  {listed}")
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """What the page counts, as read from all manifests: small, whatever the scale."""
+
+    headers: dict[str, list[Header]] = field(default_factory=dict)  # by stage
+    rows: Counter = field(default_factory=Counter)  # by stage
+    clips: Counter = field(default_factory=Counter)  # (source, split) -> clips
+    motion: list[float] = field(default_factory=list)  # of every clip
+
+
+def survey(results: Path, wanted: dict[str, list[tuple[str, type]]]) -> Found:
+    """Read every manifest once, keeping headers and counts."""
+    found = Found()
+    for stage, items in wanted.items():
+        found.headers[stage] = []
+        for path, kind in items:
+            given = manifest.read(results / path, kind)
+            found.headers[stage].append(given.header)
+            found.rows[stage] += len(given.rows)
+            if kind is Clip:
+                found.clips.update((row.source, row.split) for row in given.rows)
+            elif kind is Flow:
+                found.motion += [row.motion for row in given.rows]
+    return found
+
+
+def counts_of(headers: Iterable[Header]) -> dict[str, int]:
+    """Counts of several manifests, added."""
+    total: Counter = Counter()
+    for header in headers:
+        total.update(header.counts)
+    return dict(sorted(total.items()))
+
+
+def read_logs(results: Path, params: Params) -> dict[str, list[dict]]:
+    """Lines of the log of every training, by name: the teacher's, then those of the runs."""
+    paths = {"teacher": TEACHER}
+    paths |= {f"{name} s{seed}": f"runs/{name}/s{seed}/manifest.jsonl" for name, seed in trainings(params)}
+    return {name: read_log(manifest.read(results / path, Weights)) for name, path in paths.items()}
+
+
+def read_log(given: Manifest[Weights]) -> list[dict]:
+    """The lines of a training's log."""
+    row = next((row for row in given.rows if row.name == "log"), None)
+    if row is None:
+        raise Problem(f"{given.path}: lists no log; run its training again")
+    return [json.loads(line) for line in given.locate(row.file).read_text(encoding="utf-8").splitlines()]
+
+
+def series(log: list[dict], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one number of a log."""
+    pairs = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def last(log: list[dict]) -> dict[str, float]:
+    """The last value of every loss of a log, held-out ones (`val_`) too."""
+    names = dict.fromkeys(name for line in log for name in line if name not in NOT_LOSSES)
+    return {name: values[-1] for name in names if (values := series(log, name)[1])}
+
+
+# --- metrics.json -----------------------------------------------------------------------------------------------------
+
+
+def metrics(params: Params, found: Found, logs: dict[str, list[dict]], filled: list[Table]) -> dict[str, Any]:
+    """What another run on the same machine must find again, six digits a number."""
+    notes = found.headers["teacher"][0].notes
+    return {
+        "scale": params.scale,
+        "clips": {f"{source} {split}": count for (source, split), count in found.clips.items()},
+        "counts": {stage: counts_of(headers) for stage, headers in found.headers.items()},
+        "flow": {"motion": rounded(np.mean(found.motion)), "n": len(found.motion)},
+        "teacher": {name: rounded_all(notes[name]) for name in FLOWS if notes.get(name)},
+        "last": {name: rounded_all(last(log)) for name, log in logs.items()},
+        "tables": {table.name: {name: numbers_of(cells) for name, cells in table.rows.items()} for table in filled},
+    }
+
+
+def numbers_of(cells: dict[str, Cell]) -> dict[str, dict[str, float | int | None]]:
+    """Metric -> mean and n, of one row of a table."""
+    found = {metric: cell.summary for metric, cell in cells.items()}
+    return {of: {"mean": None if it.mean is None else rounded(it.mean), "n": it.n} for of, it in found.items()}
+
+
+def rounded(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{value:.6g}")
+
+
+def rounded_all(values: dict[str, float]) -> dict[str, float]:
+    """`rounded`, number by number."""
+    return {name: rounded(value) for name, value in values.items()}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(results: Path, params: Params, found: Found, logs: dict[str, list[dict]], filled: list[Table]) -> str:
+    """The page as text."""
+    loader = jinja2.PackageLoader("moalign", "report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    rules = {metric: rule for table in filled for metric, rule in table.rules.items()}
+    return environment.get_template("page.html.j2").render(
+        css=Markup(loader.get_source(environment, "page.css")[0]),
+        js=Markup(loader.get_source(environment, "page.js")[0]),
+        scale=params.scale,
+        notice=tables.meaningless(params) if params.scale == "smoke" else None,
+        figures=key_figures(params, found),
+        benches=[video_wall(results, params, bench) for bench in dict.fromkeys(table.bench for table in filled)],
+        tables=[table_view(table, params) for table in filled],
+        pins={f"{table.bench} {run}": pin for table in filled for run, pin in table.pins.items()},
+        rules=[(tables.metric_of(metric).label, rule) for metric, rule in rules.items()],
+        data=data_view(found),
+        flow=flow_view(results, params, found),
+        teacher=teacher_view(manifest.read(results / TEACHER, Weights), logs["teacher"]),
+        align=align_view(params, logs),
+        provenance=provenance(found),
+    )
+
+
+def key_figures(params: Params, found: Found) -> list[tuple[str, str]]:
+    """The few numbers at the top."""
+    return [
+        (f"{sum(found.clips.values()):,}", "clips"),
+        (f"{params.teacher.steps:,}", "steps of the motion teacher"),
+        (f"{len(trainings(params))} × {params.align.steps:,}", "fine-tunings × steps"),
+        (f"{found.rows['sample']:,}", "sampled videos"),
+    ]
+
+
+# --- videos
+
+
+def video_wall(results: Path, params: Params, bench: str) -> dict[str, Any]:
+    """A bench's sampled videos: some prompts, evenly spaced over the list, and each run's first video of them."""
+    runs = list(dict.fromkeys(run for table in params.tables.values() if table.bench == bench for run in table.rows))
+    sampled = {run: first_videos(results, params, run, bench) for run in runs}
+    prompts = {number: row.prompt for rows in sampled.values() for number, (_, row) in rows.items()}
+    return {
+        "name": bench,
+        "of": len(prompts),
+        "runs": [{"name": run, "what": tables.describe(params, run)} for run in runs],
+        "rows": [
+            {"prompt": prompts[number], "cells": [video_cell(run, sampled[run].get(number)) for run in runs]}
+            for number in evenly(sorted(prompts), params.report.prompts)
+        ],
+    }
+
+
+def first_videos(results: Path, params: Params, run: str, bench: str) -> dict[int, tuple[Path, Sample]]:
+    """Prompt -> where the first video of a run's first training lies."""
+    given = manifest.read(results / f"samples/{run}/s{params.seeds_of(run)[0]}/{bench}.jsonl", Sample)
+    return {row.prompt_id: (given.locate(row.file), row) for row in given.rows if row.index == 0}
+
+
+def evenly(items: list, count: int) -> list:
+    """`count` of the items, evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return items
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, count)]
+
+
+def video_cell(run: str, found: tuple[Path, Sample] | None) -> dict[str, Any]:
+    """One video of the wall; without a source where it was not sampled."""
+    if found is None:
+        return {"run": run, "src": None}
+    look = video.probe(found[0])
+    return {"run": run, "src": pictures.embedded_video(found[0]), "height": look.height, "width": look.width}
+
+
+# --- tables
+
+
+def table_view(table: Table, params: Params) -> dict[str, Any]:
+    """A table for the template: texts, and where its whiskers lie."""
+    shown = {name: tables.metric_of(name) for name in table.rules}
+    spans = {name: span([cells[name] for cells in table.rows.values()]) for name in shown}
+    return {
+        "name": table.name,
+        "title": table.title,
+        "bench": table.bench,
+        "videos": table.videos,
+        "metrics": list(shown.values()),
+        "missing": tables.missing_lines(table),
+        "rows": [
+            {
+                "run": run,
+                "what": tables.describe(params, run),
+                "n": min((cell.summary.n for cell in cells.values()), default=0),
+                "cells": [cell_view(shown[name], cell, spans[name]) for name, cell in cells.items()],
+            }
+            for run, cells in table.rows.items()
+        ],
+    }
+
+
+def span(cells: list[Cell]) -> tuple[float, float]:
+    """The common range of a column's whiskers."""
+    ends = [end for cell in cells if cell.summary.mean is not None for end in (cell.summary.low, cell.summary.high)]
+    ends = [end for end in ends if np.isfinite(end)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def cell_view(metric: Metric, cell: Cell, limits: tuple[float, float]) -> dict[str, Any]:
+    """One cell: mean, interval, whisker in per cent of its column's span, difference from the first row."""
+    found, apart = cell.summary, cell.difference
+    view: dict[str, Any] = {"metric": metric, "n": found.n, "mean": None, "whisker": None, "apart": None}
+    if found.mean is None:
+        return view
+    view |= {"mean": metric.text(found.mean), "interval": metric.interval(found)}
+    if np.isfinite([found.low, found.high]).all():
+        places = np.array([found.low, found.mean, found.high])
+        view["whisker"] = (100 * (places - limits[0]) / (limits[1] - limits[0])).tolist()
+    if apart is not None:
+        view["apart"] = {
+            "mean": metric.text(apart.mean, sign=True),
+            "interval": metric.interval(apart, sign=True),
+            "p": None if cell.holm is None else tables.p_text(cell.holm),
+            "sure": apart.low > 0 or apart.high < 0,
+        }
+    return view
+
+
+# --- clips and flow
+
+
+def data_view(found: Found) -> dict[str, Any]:
+    """Where the clips come from, and why others were left out."""
+    counts, prefix = counts_of(found.headers["subset"]), "rejected: "
+    reasons = {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
+    sources = sorted({source for source, _ in found.clips})
+    return {
+        "sources": [(source, found.clips[source, "train"], found.clips[source, "heldout"]) for source in sources],
+        "annotated": counts.get("rows"),
+        "reasons": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+        "encoded": found.rows["encode"],
+    }
+
+
+def flow_view(results: Path, params: Params, found: Found) -> dict[str, Any]:
+    """How much the clips move, and the flow of three of them."""
+    height, width = params.flow.size
+    low, middle, high = np.quantile(found.motion, [0.1, 0.5, 0.9])
+    text = (
+        f"Half of the clips move less than {middle:.2f} pixels per transition, at {height} × {width};"
+        f" a tenth less than {low:.2f}, a tenth more than {high:.2f}."
+    )
+    plot = plots.histogram("flow-motion", found.motion, "mean |O| per transition, px", "Motion of the clips")
+    return {
+        "plot": (Markup(plot), f"Histogram of the clips’ mean flow. {text}"),
+        "text": text,
+        "clips": flow_strips(results, params),
+        "wheel": pictures.wheel(),
+    }
+
+
+def flow_strips(results: Path, params: Params) -> list[dict[str, Any]]:
+    """Frames and flow of a calm, a middling and a lively clip of the first shard."""
+    given = manifest.read(results / "clips/real/0000.jsonl", Clip)
+    flows = manifest.read(results / "flow/real/0000.jsonl", Flow)
+    by_key = {clip.key: clip for clip in given.rows}
+    ranked = sorted(flows.rows, key=lambda row: (row.motion, row.key))
+    chosen = dict.fromkeys(ranked[round(share * (len(ranked) - 1))] for share in FLOW_CLIPS) if ranked else []
+    return [flow_strip(params, given.path.parent, by_key[row.key], flows, row) for row in chosen]
+
+
+def flow_strip(params: Params, folder: Path, clip: Clip, flows: Manifest[Flow], row: Flow) -> dict[str, Any]:
+    """A clip's frames where some of its flows begin, and these flows."""
+    backbone = params.backbones[params.teacher.backbone]
+    grid = make_grid(backbone, params.encoder)
+    O = raft.unpack(shards.TensorShard(flows.locate(row.file)).row("flow", row.index))
+    x0 = clips.load_clip(folder, clip, backbone.frames, backbone.fps, backbone.size)
+    seen = raft.view(x0[None], grid, params.flow.size)[0]  # [3, F-1, h, w]
+    steps = raft.transitions(params.flow.reading, grid.flows, grid.teacher_tubelet)
+    shown = evenly(list(range(grid.flows)), FLOW_FRAMES)
+    frames = clips.to_frames(seen[:, [steps[k][0][0] for k in shown]] / 2 + 0.5)
+    return {
+        "caption": clip.caption,
+        "motion": f"{row.motion:.2f}",
+        "frames": pictures.strip(frames),
+        "flow": pictures.strip(pictures.flow_pictures(O[shown].numpy())),
+    }
+
+
+# --- trainings
+
+
+def teacher_view(given: Manifest[Weights], log: list[dict]) -> dict[str, Any]:
+    """Stage 1: its curves, and its errors beside those of flows that know nothing."""
+    notes = {name: given.header.notes.get(name) or {} for name in FLOWS}
+    l1 = [Curve("training", *series(log, "loss")), *held_out(log, "l1"), *levels(log, notes, "l1")]
+    epe = [*held_out(log, "epe"), *levels(log, notes, "epe")]
+    drawn = {"L1 of the predicted flow, px": l1, "End-point error, px": epe}
+    return {
+        "plots": [
+            (Markup(plots.panels(f"teacher-{at}", [(title, curves)])), f"{title}, by step: {names(curves)}.")
+            for at, (title, curves) in enumerate(drawn.items())
+            if curves
+        ],
+        "errors": list(ERRORS.values()),
+        "flows": [
+            (FLOWS[name], [f"{found[error]:.3f}" if error in found else "" for error in ERRORS])
+            for name, found in notes.items()
+            if found
+        ],
+        "step": given.rows[0].step,
+    }
+
+
+def held_out(log: list[dict], name: str) -> list[Curve]:
+    """The curve of a number over the held-out clips, if the log has it."""
+    steps, values = series(log, f"val_{name}")
+    return [Curve("held out", steps, values, colour=1, dots=True)] if values else []
+
+
+def levels(log: list[dict], notes: dict[str, dict[str, float]], error: str) -> list[Curve]:
+    """Dashed levels: what flows that know nothing score."""
+    ends = [log[0]["step"], log[-1]["step"]]
+    flows = [name for name in ("mean_flow", "zero_flow") if error in notes[name]]
+    return [Curve(FLOWS[name], ends, [notes[name][error]] * 2, colour=7, dashed=True) for name in flows]
+
+
+def names(curves: list[Curve]) -> str:
+    """The labels of curves, for a listener."""
+    return ", ".join(curve.label for curve in curves if curve.label)
+
+
+def align_view(params: Params, logs: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    """Stage 2: a panel per run, its trainings in one plot."""
+    runs = dict.fromkeys(run for run, _ in trainings(params))
+    return [
+        {"run": run, "what": tables.describe(params, run)}
+        | align_panel(run, [logs[f"{run} s{seed}"] for seed in params.seeds_of(run)])
+        for run in runs
+    ]
+
+
+def align_panel(run: str, of_run: list[list[dict]]) -> dict[str, Any]:
+    """Both terms of Eq. 9, each with its held-out value; a term that stays zero (plain fine-tuning's) is left out."""
+    terms = {"denoise": "denoising loss", "align": "alignment loss"}
+    terms = {name: label for name, label in terms.items() if any(any(series(log, name)[1]) for log in of_run)}
+    rows = []
+    for name, label in terms.items():
+        curves = [Curve("training", *series(log, name)) for log in of_run]
+        rows.append((label, once([*curves, *[curve for log in of_run for curve in held_out(log, name)]])))
+    ends = [last(log) for log in of_run]
+    held = {label: [end[f"val_{name}"] for end in ends if f"val_{name}" in end] for name, label in terms.items()}
+    return {
+        "plot": (Markup(plots.panels(f"align-{run}", rows)), f"{' and '.join(terms.values())} of {run}, by step."),
+        "ends": [f"{label.split()[0]} {np.mean(values):.3g}" for label, values in held.items() if values],
+    }
+
+
+def once(curves: list[Curve]) -> list[Curve]:
+    """The curves, each label on the first that has it: the trainings of a run share a line of the legend."""
+    first = {curve.label: at for at, curve in reversed(list(enumerate(curves)))}
+    return [curve if first[curve.label] == at else replace(curve, label="") for at, curve in enumerate(curves)]
+
+
+# --- provenance
+
+
+def provenance(found: Found) -> list[dict[str, Any]]:
+    """What made each stage's manifests: revision, code, pins."""
+    return [
+        {
+            "stage": stage,
+            "manifests": len(headers),
+            "rows": found.rows[stage],
+            "revision": listed({str(header.revision) for header in headers}),
+            "code": listed({header.code for header in headers}),
+            "pins": listed({header.pin[:10] for header in headers}),
+        }
+        for stage, headers in found.headers.items()
+        if headers
+    ]
+
+
+def listed(items: set[str]) -> str:
+    """A few names, or how many there are."""
+    return ", ".join(sorted(items)) if len(items) <= 2 else f"{len(items)} different"
