@@ -139,7 +139,8 @@ class _Relations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, m: Tensor, G: Tensor, margin: float) -> Tensor:
-        gradient = torch.zeros_like(z, memory_format=torch.contiguous_format)
+        z, m = z.contiguous(), m.contiguous()  # one layout, hence one kernel for both
+        gradient = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):
             values = [_sweep(*clip, G / len(z), margin) for clip in zip(z, m, gradient, strict=True)]
         ctx.save_for_backward(gradient)

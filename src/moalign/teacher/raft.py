@@ -4,7 +4,6 @@ Flow is measured at `flow.size`, so it comes in pixels of that size and is nowhe
 positive to the right; channel 1 is v, positive downward. Stored as int16 in 1/64 pixel.
 """
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torchvision.models.optical_flow._utils import make_coords_grid, upsample_fl
 from moalign.config import Flow
 from moalign.errors import Problem
 from moalign.grid import Grid
-from moalign.teacher import freeze
+from moalign.teacher import freeze, weights
 from moalign.teacher.videomae import view
 
 STEPS = 64  # per pixel, of the stored int16: up to 512 px, rounded by no more than 1/128 px
@@ -29,21 +28,16 @@ RELEASED = {
 def load(flow: Flow) -> nn.Module:
     """RAFT with the state dict at `flow.weights`: frozen, eval, fp32."""
     path = Path(flow.weights)
-    released = f"torchvision's {RELEASED[flow.model]} (download.pytorch.org/models) is one"
+    needed = f"flow.weights needs a state dict of {flow.model}, as torchvision's {RELEASED[flow.model]}"
     if not path.is_file():
-        raise Problem(f"{path}: no such file; flow.weights needs a state dict of {flow.model}; {released}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        raise Problem(f"{path}: not a state dict; flow.weights needs one of {flow.model}; {released}") from None
+        raise Problem(f"{path}: no such file; {needed} (download.pytorch.org/models) at that path")
+    state = weights.unpickle(path, needed)
     with torch.random.fork_rng(devices=[]):
         raft = getattr(optical_flow, flow.model)(weights=None)
     try:
         raft.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError):
-        raise Problem(
-            f"{path}: its weights are not those of a {flow.model}; change flow.model, or: {released}"
-        ) from None
+        raise Problem(f"{path}: its weights are not those of a {flow.model}; change flow.model, or: {needed}") from None
     return freeze(raft)
 
 
@@ -117,8 +111,8 @@ def match(raft: nn.Module, features: Tensor, others: Tensor, frames: Tensor, upd
             correlation = raft.corr_block.index_pyramid(now)
             hidden, change = raft.update_block(hidden, context, correlation, now - start)
             now = now + change
-        weights = None if raft.mask_predictor is None else raft.mask_predictor(hidden)
-        return upsample_flow(now - start, weights)
+        mask = None if raft.mask_predictor is None else raft.mask_predictor(hidden)
+        return upsample_flow(now - start, mask)
 
 
 def pack(O: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ the self-supervised model, another size, a conversion that lost the biases of qu
 
 import argparse
 import json
-import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -49,13 +49,18 @@ def read(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not re.match(HEADS, name)}
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def unpickle(path: Path, needed: str) -> Any:
+    """What a .pth file holds, read without running any code of its own; Problem where it holds more than plain data."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments in the file
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # authors keep their arguments beside the weights
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn or foreign file may break the unpickler anywhere
         first = str(error).strip().partition("\n")[0]
-        raise Problem(f"{path}: not a checkpoint of plain tensors ({first}); {NEEDED}") from None
+        raise Problem(f"{path}: not a checkpoint of plain tensors ({first}); {needed}") from None
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    state = unpickle(path, NEEDED)
     for nest in ("module", "model"):
         state = state.get(nest, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
