@@ -69,11 +69,11 @@ class FlowDecoder(nn.Module):
         return interpolate(O_hat, size=size, mode="trilinear", align_corners=False).transpose(1, 2)
 
 
-def save(path: str | Path, head: MotionHead, decoder: FlowDecoder) -> None:
+def save(path: str | Path, head: MotionHead, decoder: FlowDecoder, metadata: dict[str, str] | None = None) -> None:
     """Export both heads of stage 1 as one safetensors file, names beginning `head.` and `decoder.`."""
     parts = {"head": head, "decoder": decoder}
     tensors = {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
-    write_tensors(path, tensors)
+    write_tensors(path, tensors, metadata)
 
 
 def load(weights: Manifest[Weights]) -> MotionHead:

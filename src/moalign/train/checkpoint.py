@@ -85,8 +85,11 @@ def save(place: Path, state: State) -> Path:
     """Write a checkpoint and remove those that are no longer needed."""
     best = f"best-{int(state.best['step']):08d}" if state.best else "best-none"
     path = place / f"{state.step:08d}.{best}.pt"
-    with disk(place), replacing(path) as temporary:
-        torch.save(vars(state), temporary)
+    with disk(place), replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(vars(state), file)
+        except RuntimeError as error:  # torch reports a full disk as a position that it did not expect
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)  # the new name, too
@@ -139,9 +142,9 @@ def damage(path: Path) -> str | None:
 
 
 def read(path: Path) -> State:
-    """A checkpoint, on the CPU."""
+    """A checkpoint, mapped from its file, so that the ranks of one machine share the memory."""
     try:
-        return State(**torch.load(path, map_location="cpu", weights_only=True))
+        return State(**torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except (*UNREADABLE, TypeError) as error:
         raise Problem(f"{path}: no checkpoint of this program ({error}); remove it and run again") from None
 

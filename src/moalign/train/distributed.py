@@ -73,9 +73,12 @@ def shares(clips: list[Any], rank: int, ranks: int, micro: int) -> list[list[Any
     return [mine[first : first + micro] for first in range(0, len(mine), micro)]
 
 
-def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
-    """Sum of float64 numbers over the ranks, on the CPU."""
-    return accelerator.reduce(numbers.to(accelerator.device, torch.float64), reduction="sum").cpu()
+def average(accelerator: Accelerator, numbers: list[float]) -> list[float]:
+    """Mean of each number over the ranks, in float64."""
+    if accelerator.num_processes == 1:
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
+    return accelerator.reduce(tensor, reduction="mean").tolist()
 
 
 def everyone(accelerator: Accelerator, items: list[Any]) -> list[Any]:

@@ -11,7 +11,6 @@ off) and WANDB_PROJECT, and nothing that goes wrong in it stops a training.
 import json
 import math
 import os
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,10 +29,11 @@ class Journal:
             return
         with disk(self.path):
             self._file = open(self.path, "ab")  # noqa: SIM115, closed on leaving
-            self._file.truncate(length)
+            if self._file.tell() < length:
+                say(f"WARNING: {self.path}: shorter than its checkpoint says; its earlier lines are lost")
+            self._file.truncate(min(length, self._file.tell()))
             self._times = open(place / "times.jsonl", "a")  # noqa: SIM115
         self._mirror = Mirror(place, pin, name)
-        self._clock = time.monotonic()
 
     def __enter__(self) -> "Journal":
         return self
@@ -53,13 +53,11 @@ class Journal:
             self._file.write(json.dumps(line).encode() + b"\n")
         self._mirror.log(line)
 
-    def tick(self, step: int, clips: int) -> None:
-        """Note how long the update took that ends here."""
+    def tick(self, step: int, seconds: float, clips: int) -> None:
+        """Note how long an update of so many clips took."""
         if not self.writes:
             return
-        now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
-        line = {"step": step, "seconds": round(seconds, 4), "clips_per_second": round(clips / max(seconds, 1e-9), 3)}
+        line = {"step": step, "seconds": round(seconds, 4), "clips_per_second": round(clips / seconds, 3)}
         self._times.write(json.dumps(line) + "\n")
         self._mirror.log(line)
 

@@ -7,6 +7,7 @@ micro-batch, nor a stop and resume changes what a step computes.
 
 import math
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from moalign.config import Optimiser
 from moalign.errors import Problem
 from moalign.progress import say, track
 from moalign.train import checkpoint
-from moalign.train.distributed import each, everyone, micro_batch, shares, single, total
+from moalign.train.distributed import average, each, everyone, micro_batch, shares, single
 from moalign.train.journal import Journal
 
 STOPPED = 75  # exit status of a training that was told to stop and can go on: EX_TEMPFAIL
@@ -68,6 +69,7 @@ class Plan:
     """How to train: the pin's numbers, and what the stage adds."""
 
     key: str  # section of params.yaml, for messages
+    name: str  # of the training, for wandb
     settings: Optimiser
     seed: int
     tokens: int  # of one clip, for the choice of the micro-batch
@@ -95,7 +97,7 @@ def fit(task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Pat
             stack.enter_context(checkpoint.alone(place))
         told = stack.enter_context(stop_signals())
         training = Training(task, data, plan, accelerator, place)
-        log = Journal(place, training.state.log_bytes, accelerator.is_main_process, pin, plan.key)
+        log = Journal(place, training.state.log_bytes, accelerator.is_main_process, pin, plan.name)
         training.run(stack.enter_context(log), told)
     task.zero_grad(set_to_none=True)
     state = training.state
@@ -158,8 +160,9 @@ class Training:
         steps: Iterable[int] = range(first, last)
         batches = ahead(self.wanted(steps), self.fetch, AHEAD if self.accelerator.device.type == "cuda" else 0)
         for step in track(steps, self.plan.key, last, first) if self.accelerator.is_main_process else steps:
+            started = time.monotonic()
             stop = self.update(step, batches, log, told)
-            log.tick(step + 1, self.settings.batch)
+            log.tick(step + 1, time.monotonic() - started, self.settings.batch)
             improved = self.validate(log) if self.due(self.settings.validate_every) else False
             if stop or improved or self.due(self.settings.save_every):
                 self.save(log)
@@ -178,11 +181,10 @@ class Training:
                 losses = self.model(batch)  # noise, predict, losses
                 self.accelerator.backward(losses["loss"] / self.accumulation)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().double() / self.accumulation
+                sums[name] = sums.get(name, 0.0) + value.item() / self.accumulation
             seen.append(batch)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
-        shared = torch.stack([*sums.values(), torch.tensor(float(told.stop), device=norm.device, dtype=torch.float64)])
-        *means, stop = (total(self.accelerator, shared) / self.accelerator.num_processes).tolist()
+        *means, stop = average(self.accelerator, [*sums.values(), float(told.stop)])
         if not all(map(math.isfinite, [*means, norm.item()])):
             self.accuse(step, seen)
         lr = learning_rate(self.settings, step)
@@ -249,7 +251,7 @@ class Training:
         return {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
 
     def accuse(self, step: int, seen: list[Batch]) -> NoReturn:
-        """Stop, naming the clips whose loss or gradient is not finite: each is tried again alone. None is: all are named."""
+        """Stop, naming the clips whose loss or gradient is not finite, each tried alone; where none is, all of them."""
         self.optimizer.zero_grad(set_to_none=True)
         bad = []
         for batch in seen:
@@ -261,13 +263,13 @@ class Training:
                     bad.append(key)
         bad = everyone(self.accelerator, bad)
         every = everyone(self.accelerator, [key for batch in seen for key in batch.keys])
-        raise Problem(self.not_finite(f"step {step + 1}", bad or every))
+        raise Problem(self.not_finite(f"step {step + 1}", sorted(set(bad or every))))
 
     def not_finite(self, where: str, keys: list[str]) -> str:
         """The sentence about NaN or infinity."""
         return (
-            f"{self.plan.key}: {where}: loss or gradient is not finite with {', '.join(keys)}; look at the shards that"
-            f" hold it (make them again), or lower {self.plan.key}.lr. No weight was changed by this step"
+            f"{self.plan.key}: {where}: loss or gradient is not finite with {', '.join(keys)}; make the shards that"
+            f" hold it again, or lower {self.plan.key}.lr"
         )
 
     def save(self, log: Journal) -> None:

@@ -1,0 +1,141 @@
+"""Stage 2: fine-tune one run's transformer, aligned to its target (Eq. 5-9, A.4).
+
+`moalign align --config PIN --clips FILES --latents FILES [--targets FILES] --work DIR --out MANIFEST`, or the same
+under `torchrun --nproc-per-node N -m moalign`. A stopped training goes on from WORK. Trained are the transformer and
+the projector; VAE, text encoder and teacher are not even loaded: z0 (the posterior's mean), prompt states and
+targets come from shards.
+"""
+
+import math
+import shutil
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+
+from moalign import backbones, manifest, shards
+from moalign.align.losses import mse
+from moalign.align.objective import alignment
+from moalign.align.projector import Projector
+from moalign.clips import LatentClips
+from moalign.config import AlignPin, make_grid
+from moalign.errors import Problem
+from moalign.grid import Grid
+from moalign.interfaces import Backbone, Batch
+from moalign.train import checkpoint, distributed, loop
+
+DROP = 0x5DEECE66D  # sets the stream of prompt dropout apart from the noise's
+
+
+class Student(loop.Task):
+    """The transformer, with the projector that only its training needs."""
+
+    def __init__(self, backbone: Backbone, projector: Projector | None, pin: AlignPin, empty: Tensor | None):
+        super().__init__()
+        self.transformer = backbone.module
+        self.projector = projector
+        self.backbone = backbone
+        self.layer, self.lam, self.dropout = pin.align.layer, pin.method.lam, pin.align.prompt_dropout
+        self.alignment = alignment(pin.method, projector)
+        self.register_buffer("empty", empty, persistent=False)  # [1, T, Dtext], None without prompt dropout
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """L = L_diff + lambda L_align (Eq. 9); both terms are logged beside it."""
+        denoise, align = self.losses(batch, self.drop(batch.prompt, batch.streams))
+        return {"loss": denoise + self.lam * align, "denoise": denoise, "align": align}
+
+    def losses(self, batch: Batch, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """L_diff (Sec. 3.1) and L_align (Eq. 8, or what the method has in its place), in fp32."""
+        noised = self.backbone.noise(batch.z0, batch.streams)
+        prediction, Y = self.backbone.predict(noised, prompt, self.layer)
+        with torch.autocast(batch.z0.device.type, enabled=False):
+            return mse(prediction, noised.target), self.alignment(Y.float(), batch.target)
+
+    def drop(self, prompt: Tensor, streams: Tensor) -> Tensor:
+        """Prompt states [B, T, Dtext], replaced by the empty prompt's with probability `align.prompt_dropout` (A31)."""
+        if self.empty is None:
+            return prompt
+        draws = [torch.rand((), generator=Generator().manual_seed(stream ^ DROP)) for stream in streams.tolist()]
+        dropped = (torch.stack(draws) < self.dropout).to(prompt.device)
+        return torch.where(dropped[:, None, None], self.empty, prompt)
+
+    def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Both losses of held-out clips, at noise levels that are the same at every validation of every run."""
+        clips = torch.tensor(float(len(batch.keys)))
+        denoise, align = self.losses(batch, batch.prompt)
+        return {"denoise": (denoise * clips, clips), "align": (align * clips, clips)}
+
+
+def run(config: str, clips: list[str], latents: list[str], work: str, out: str, targets: list[str] = ()) -> None:
+    """Train, then write transformer/ (stock format), projector.safetensors, log.jsonl; rows of manifest.Weights."""
+    pin = AlignPin.load(config)
+    if bool(targets) != (pin.method.target != "none"):
+        what = "missing" if not targets else "given"
+        raise Problem(f"--targets: {what}, and the method of {pin.run} has the target {pin.method.target!r}")
+    accelerator = distributed.start(pin.machine, pin.align.precision)
+    train, heldout = (
+        LatentClips(clips, latents, list(targets), split, pin.backbone.text_tokens) for split in ("train", "heldout")
+    )
+    grid = make_grid(pin.backbone, pin.encoder)
+    empty = empty_prompt(pin, grid)
+    backbone = backbones.load(pin.backbone, grid, parts=("transformer",))
+    student = Student(backbone, projector(pin, grid, train), pin, empty)
+    inputs = [*clips, *latents, *targets]
+    place = checkpoint.folder(work, config, inputs)
+    tokens = math.prod(grid.tokens) + pin.backbone.text_tokens
+    plan = loop.Plan("align", f"{pin.run}-s{pin.seed}", pin.align, pin.seed, tokens)
+    given = (student, loop.Data(train, heldout, collate), plan, accelerator, place, pin.model_dump(mode="json"))
+    if not accelerator.is_main_process:
+        loop.fit(*given)
+        return
+    with manifest.making(out, manifest.Weights, pin=config, inputs=inputs) as made:
+        export(student, loop.fit(*given), made, accelerator)
+    checkpoint.prune(place, keep=1)
+
+
+def collate(items: list[dict[str, Any]], streams: Tensor) -> Batch:
+    """Rows of LatentClips as a batch."""
+    z0, prompt = (torch.stack([item[name] for item in items]) for name in ("z0", "prompt"))
+    target = torch.stack([item["target"] for item in items]) if "target" in items[0] else None
+    return Batch([item["key"] for item in items], streams, z0, prompt, target)
+
+
+def projector(pin: AlignPin, grid: Grid, train: LatentClips) -> Projector | None:
+    """P_zeta at random, as wide as the targets: D_m for `motion`, D_v for `tokens`. None where there are no targets."""
+    if train.targets is None or not len(train):
+        return None
+    folder, row = train.targets[train.keys[0]]
+    made_for = train.shards[folder / row.file].metadata.get("target")
+    if made_for != pin.method.target:
+        raise Problem(
+            f"{folder / row.file}: holds the target {made_for!r}, and the method of {pin.run} has"
+            f" {pin.method.target!r}; give the manifests of that target"
+        )
+    width = train.row(train.targets[train.keys[0]], "target").shape[-1]
+    torch.manual_seed(pin.seed)
+    return Projector(grid, pin.backbone.width, pin.align.hidden, width, pin.align.projector)
+
+
+def empty_prompt(pin: AlignPin, grid: Grid) -> Tensor | None:
+    """States of the empty prompt [1, T, Dtext], for which the text encoder is loaded once; None without dropout."""
+    if not pin.align.prompt_dropout:
+        return None
+    return backbones.load(pin.backbone, grid, parts=("text",)).embed([""]).float()
+
+
+def export(student: Student, outcome: loop.Outcome, made: manifest.Making, accelerator: Accelerator) -> None:
+    """What the rest of the chain reads."""
+    folder = made.path.parent
+    shutil.rmtree(folder / "transformer", ignore_errors=True)  # shards of an earlier, larger save
+    student.backbone.save(folder / "transformer")
+    shutil.copyfile(outcome.log, folder / "log.jsonl")
+    files = {"transformer": "transformer", "log": "log.jsonl"}
+    if student.projector is not None:
+        files["projector"] = "projector.safetensors"
+        shards.write_tensors(folder / files["projector"], student.projector.state_dict(), {"step": str(outcome.step)})
+    for name, file in files.items():
+        made.file(file)
+        made.rows.append(manifest.Weights(name, file, outcome.step))
+    made.notes["validation"] = outcome.metrics
+    made.notes["processes"] = accelerator.num_processes

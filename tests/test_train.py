@@ -1,0 +1,602 @@
+"""Both trainings: exact resume, the global batch however it is split, guards, and what each stage may change."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_toy
+from diffusers import CogVideoXTransformer3DModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from moalign import config, manifest, shards, video
+from moalign.backbones import miniature
+from moalign.config import Machine
+from moalign.errors import Problem
+from moalign.stages import align, teacher
+from moalign.teacher import motion, raft, videomae
+from moalign.train import checkpoint, distributed, journal, loop
+
+ROOT = Path(__file__).parents[1]
+TOY = Path(train_toy.__file__)
+RESUMED = {"dropout": 0.3}  # draws from torch's global generator, so that its state matters
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def start(work: Path, *options: str, ranks: int = 1) -> subprocess.Popen:
+    """The toy training as a process of its own, or as several."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, str(TOY), str(work), *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(work: Path) -> dict[str, Tensor]:
+    """Of the last checkpoint."""
+    return checkpoint.read(checkpoint.listed(work)[-1]).model
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """To the last bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- stop and resume -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict[str, Path]:
+    """Work folders that two SIGKILLs left behind: in the middle of a step, and of a save."""
+    top = tmp_path_factory.mktemp("killed")
+    process = start(top, "step-8", "save-9")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return {"at-step": top / "step-8", "in-save": top / "save-9"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    work = tmp_path_factory.mktemp("uninterrupted")
+    os.environ["WANDB_MODE"] = "disabled"
+    train_toy.train(work, **RESUMED)
+    return work
+
+
+def assert_equals(work: Path, uninterrupted: Path) -> None:
+    assert (work / "log.jsonl").read_bytes() == (uninterrupted / "log.jsonl").read_bytes()
+    assert same(weights(work), weights(uninterrupted))
+
+
+@pytest.mark.parametrize("moment, newest", [("at-step", 6), ("in-save", 8)])
+def test_a_killed_training_goes_on_as_if_nothing_had_been(killed, uninterrupted, moment, newest):
+    work = killed[moment]
+    assert int(checkpoint.listed(work)[-1].name[:8]) == newest
+    assert bool(list(work.glob(".*.tmp"))) == (moment == "in-save")
+    train_toy.train(work, **RESUMED)
+    assert_equals(work, uninterrupted)
+    assert not list(work.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_saves_and_exits_with_a_status_of_its_own(tmp_path, uninterrupted, monkeypatch, number):
+    forward, count = train_toy.Task.forward, iter(range(1, 100))
+
+    def told(self, batch):
+        if next(count) == 5:
+            os.kill(os.getpid(), number)
+        return forward(self, batch)
+
+    monkeypatch.setattr(train_toy.Task, "forward", told)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        train_toy.train(tmp_path, **RESUMED)
+    assert stopped.value.code == 75
+    assert signal.getsignal(number) is before
+    assert checkpoint.read(checkpoint.listed(tmp_path)[-1]).step == 5
+    train_toy.train(tmp_path, **RESUMED)
+    assert_equals(tmp_path, uninterrupted)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """One bit of a weight."""
+    data = bytearray(path.read_bytes())
+    weight = checkpoint.read(path).model["net.0.weight"].numpy().tobytes()
+    data[data.index(weight) + 5] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, flip])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted, monkeypatch, capsys, harm):
+    monkeypatch.setattr(loop, "VALIDATION", 0)  # no validation, no best: the two newest alone
+    train_toy.train(tmp_path / "whole", heldout=0, **RESUMED)
+    work = tmp_path / "work"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_toy.Task, "forward", interrupted(8))
+        train_toy.train(work, heldout=0, **RESUMED)
+    older, newest = checkpoint.listed(work)
+    harm(newest)
+    train_toy.train(work, heldout=0, **RESUMED)
+    said = capsys.readouterr().err
+    assert f"{newest}: damaged" in said
+    assert f"going on from {older}, step 3" in said
+    assert newest.with_suffix(".damaged").exists()
+    assert_equals(work, tmp_path / "whole")
+
+
+def interrupted(step: int):
+    """A forward that is interrupted at a step."""
+    forward, count = train_toy.Task.forward, iter(range(1, 100))
+
+    def stop(self, batch):
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    return stop
+
+
+def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
+    train_toy.train(tmp_path)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    trained = weights(tmp_path)
+    monkeypatch.setattr(train_toy.Task, "forward", interrupted(1))
+    outcome, task = train_toy.train(tmp_path)
+    assert outcome.step == train_toy.STEPS
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    assert same(task.state_dict(), trained)
+
+
+def test_the_newest_two_and_the_best_are_kept_and_the_best_is_exported(tmp_path):
+    settings = train_toy.SETTINGS.model_copy(update={"lr": 0.3, "steps": 20, "clip": 100.0, "save_every": 1})
+    outcome, task = train_toy.train(tmp_path, settings)
+    errors = {line["step"]: line["val_error"] for line in lines(tmp_path / "log.jsonl") if "val_error" in line}
+    best = min(errors, key=errors.get)
+    assert best not in (19, 20), "the toy must get worse for this test to say anything"
+    assert [int(path.name[:8]) for path in checkpoint.listed(tmp_path)] == [best, 19, 20]
+    assert outcome.step == best
+    assert outcome.metrics["error"] == pytest.approx(errors[best], rel=1e-6)
+    assert same(task.state_dict(), checkpoint.read(checkpoint.at(tmp_path, best)).model)
+    assert not same(task.state_dict(), weights(tmp_path))
+    assert checkpoint.read(checkpoint.listed(tmp_path)[-1]).optimizer is None
+
+
+def test_no_second_process_trains_in_one_folder(tmp_path):
+    with checkpoint.alone(tmp_path), pytest.raises(Problem, match=f"process {os.getpid()} on .* is training here"):
+        train_toy.train(tmp_path)
+
+
+def test_checkpoints_belong_to_a_pin_and_its_data(tmp_path):
+    def made(name: str, job: str, motion: float, pin: str = "stage: flow\nrevision: 1\n") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "pin.yaml").write_text(pin)
+        with manifest.making(folder / "0000.jsonl", manifest.Flow, pin=folder / "pin.yaml") as flows:
+            flows.notes["job"] = job
+            flows.rows.append(manifest.Flow("a", "0000.safetensors", 0, motion))
+        return checkpoint.folder("work", folder / "pin.yaml", [folder / "0000.jsonl"])
+
+    first = made("one", "made once", 0.5)
+    assert first == made("two", "made elsewhere and later", 0.5)
+    assert first.parent == made("three", "other data", 0.6).parent
+    assert first != made("four", "other data", 0.6)
+    assert first.parent != made("five", "made once", 0.5, "stage: flow\nrevision: 2\n").parent
+    assert first.parent == Path("work") / manifest.sha256(tmp_path / "one" / "pin.yaml")[:12]
+
+
+# --- one global batch ----------------------------------------------------------------------------------------------
+
+
+def test_accumulation_and_ranks_change_nothing(tmp_path, monkeypatch):
+    ranks = start(tmp_path, ranks=2)
+    train_toy.train(tmp_path / "one")
+    monkeypatch.setattr(loop, "micro_batch", lambda *given: 2)
+    train_toy.train(tmp_path / "halves")
+    output, _ = ranks.communicate(timeout=120)
+    assert ranks.returncode == 0, output
+    assert output.count("step 3: loss or gradient is not finite with train-7; ") == 2, "both ranks name one rank's clip"
+    whole = weights(tmp_path / "one")
+    for split in ("halves", "whole"):
+        logs = (lines(tmp_path / name / "log.jsonl") for name in ("one", split))
+        for one, other in zip(*logs, strict=True):
+            assert one == pytest.approx(other, rel=1e-5), split
+        for name, value in weights(tmp_path / split).items():
+            assert torch.allclose(value, whole[name], atol=1e-5, rtol=1e-5), (split, name)
+        assert not same(whole, weights(tmp_path / split)), f"{split}: equal to the bit, so most likely not split"
+
+
+def test_what_was_saved_by_two_ranks_goes_on_in_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "micro_batch", lambda *given: 2)
+    monkeypatch.setattr(train_toy.Task, "forward", interrupted(11))  # in the sixth step
+    with pytest.raises(KeyboardInterrupt):
+        train_toy.train(tmp_path / "work")
+    monkeypatch.undo()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    train_toy.train(tmp_path / "work")
+    train_toy.train(tmp_path / "whole")
+    whole = weights(tmp_path / "whole")
+    for name, value in weights(tmp_path / "work").items():
+        assert torch.allclose(value, whole[name], atol=1e-5)
+
+
+def test_micro_batches():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert distributed.micro_batch(32, 4, cpu, 17_550, "align") == 8
+    assert distributed.micro_batch(32, 4, gpu, 17_550, "align") == 1  # CogVideoX-2B
+    assert distributed.micro_batch(128, 4, gpu, 3600, "teacher") == 4
+    assert distributed.micro_batch(16, 1, gpu, 416, "align") == 16  # the miniature
+    with pytest.raises(Problem, match=r"align.batch: 32 clips .* 3 processes; choose a multiple of 3"):
+        distributed.micro_batch(32, 3, gpu, 1, "align")
+    drawn = list(range(12))
+    split = [distributed.shares(drawn, rank, 2, 3) for rank in (0, 1)]
+    assert [len(share) for rank in split for share in rank] == [3, 3, 3, 3]
+    assert sorted(clip for rank in split for share in rank for clip in share) == drawn
+
+
+def test_a_missing_gpu_is_a_problem(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Problem, match="cuda"):
+        distributed.start(Machine(device="cuda", threads=1, processes=1), "bf16")
+
+
+def test_reading_ahead_keeps_the_order_and_passes_on_errors():
+    def make(number: int) -> int:
+        if number == 5:
+            raise Problem("five")
+        return number * number
+
+    assert list(loop.ahead(((n,) for n in range(5)), make, 2)) == [0, 1, 4, 9, 16]
+    got = loop.ahead(((n,) for n in range(9)), make, 2)
+    assert [next(got) for _ in range(5)] == [0, 1, 4, 9, 16]
+    with pytest.raises(Problem, match="five"):
+        next(got)
+
+
+# --- guards and the log --------------------------------------------------------------------------------------------
+
+
+def test_a_nan_stops_with_its_clip(tmp_path):
+    with pytest.raises(Problem, match=r"toy: step 3: .* not finite with train-7; ") as stopped:
+        train_toy.train(tmp_path, broken="train-7")
+    assert "train-1" not in str(stopped.value)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert lines(tmp_path / "log.jsonl")[-1]["step"] == 2
+
+
+def test_a_nan_among_the_held_out_clips_stops_with_its_batch(tmp_path):
+    with pytest.raises(Problem, match=r"validation after step 0: .* not finite with .*heldout-2"):
+        train_toy.train(tmp_path, broken="heldout-2")
+
+
+def test_learning_rate_and_optimiser(tmp_path):
+    train_toy.train(tmp_path)
+    rates = [line["lr"] for line in lines(tmp_path / "log.jsonl") if "lr" in line]
+    assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3] + [1e-2] * 10, rel=1e-6)
+    moments = checkpoint.read(checkpoint.listed(tmp_path)[0]).optimizer
+    (group,) = moments["param_groups"]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-8, 1e-3)
+    assert all(state["exp_avg"].dtype == torch.float32 for state in moments["state"].values())
+
+
+def test_the_gradient_is_clipped_once_per_step(tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def look(self, *given):
+        gradients = [weight.grad for group in self.param_groups for weight in group["params"]]
+        seen.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    monkeypatch.setattr(loop, "micro_batch", lambda *given: 2)
+    train_toy.train(tmp_path)
+    logged = [line["grad_norm"] for line in lines(tmp_path / "log.jsonl") if "grad_norm" in line]
+    assert min(logged) > 0.5, "every gradient must be long enough to be clipped"
+    assert seen == pytest.approx([0.5] * train_toy.STEPS, rel=1e-4)
+
+
+def test_validation_comes_at_step_0_every_n_and_last_and_is_a_function_of_the_weights(tmp_path):
+    settings = train_toy.SETTINGS.model_copy(update={"steps": 10})
+    train_toy.train(tmp_path, settings)
+    assert [line["step"] for line in lines(tmp_path / "log.jsonl") if "val_error" in line] == [0, 4, 8, 10]
+    still = train_toy.SETTINGS.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
+    train_toy.train(tmp_path / "still", still)
+    assert len({line["val_error"] for line in lines(tmp_path / "still" / "log.jsonl") if "val_error" in line}) == 1
+
+
+def test_the_log_holds_numbers_and_no_clock(tmp_path):
+    log = journal.Journal(tmp_path, 0, True, {}, "toy")
+    log.write(1, loss=1 / 3, grad_norm=float("inf"))
+    assert log.sync() == (tmp_path / "log.jsonl").stat().st_size
+    assert lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.3333333, "grad_norm": None}]
+
+
+def test_wandb_mirrors_offline_below_the_work_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train_toy.train(tmp_path)
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("broken", ["init", "log"])
+def test_wandb_never_stops_a_training(tmp_path, monkeypatch, capsys, broken):
+    import wandb
+
+    class Run:
+        def define_metric(self, *given, **options):
+            pass
+
+        def log(self, line):
+            raise ConnectionError("the server is gone")
+
+    def fail(**options):
+        raise OSError("no wandb today")
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", fail if broken == "init" else lambda **options: Run())
+    outcome, _ = train_toy.train(tmp_path)
+    assert outcome.step == train_toy.STEPS
+    assert capsys.readouterr().err.count("wandb failed") == 1
+
+
+# --- the two stages ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """Twelve small clips of noise, four held out, with all that the stages read."""
+
+    top: Path
+    params: config.Params
+
+    def pin(self, stage: str, **names: object) -> str:
+        path = self.top / f"{stage}{'-'.join(map(str, names.values()))}.yaml"
+        path.write_text(config.dump(config.pin(self.params, stage, **names)))
+        return str(path)
+
+    def align(self, run: str, seed: int = 0, targets: str | None = None) -> Path:
+        """Stage 2 of a run; its folder."""
+        target = targets or self.params.methods[self.params.runs[run].method].target
+        given = {} if target == "none" else {"targets": [str(self.top / target / "0000.jsonl")]}
+        folder = self.top / "runs" / run
+        align.run(
+            self.pin("align", run=run, seed=seed),
+            clips=[str(self.top / "clips" / "0000.jsonl")],
+            latents=[str(self.top / "latents" / "0000.jsonl")],
+            work=str(self.top / "work" / run),
+            out=str(folder / "manifest.jsonl"),
+            **given,
+        )
+        return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    top = tmp_path_factory.mktemp("world")
+    params = config.load(ROOT / "params.yaml", scale="smoke")
+    row = params.backbones["cogvideox"].model_copy(update={"weights": str(top / "cogvideox")})
+    short = {"steps": 3, "validate_every": 2, "save_every": 2}
+    params = params.model_copy(
+        update={
+            "backbones": params.backbones | {"cogvideox": row},
+            "encoder": params.encoder.model_copy(update={"weights": str(top / "videomae.pth")}),
+            "align": params.align.model_copy(update=short | {"batch": 2}),
+            "teacher": params.teacher.model_copy(update=short | {"batch": 4}),
+            "machine": Machine(device="cpu", threads=1, processes=1),
+        }
+    )
+    miniature.build(top / "cogvideox", "cogvideox", seed=0)
+    torch.manual_seed(0)
+    videomae.save(videomae.VideoMAE(params.encoder), top / "videomae.pth")
+    world = World(top, params)
+    fill(world)
+    return world
+
+
+def fill(world: World) -> None:
+    """Manifests and shards of clips, flow, latents and both targets."""
+    rng = torch.Generator().manual_seed(1)
+    params, keys = world.params, [f"world-{index:02d}" for index in range(12)]
+    grid, row = params.grid("cogvideox"), params.backbones["cogvideox"]
+    pin = world.pin("encode", backbone="cogvideox")
+    with manifest.making(world.top / "clips" / "0000.jsonl", manifest.Clip, pin=pin) as made:
+        with shards.TarWriter(made.path.parent / "0000.tar") as tar:
+            for index, key in enumerate(keys):
+                frames = np.random.default_rng(index).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
+                frames = np.roll(frames.repeat(8, 1).repeat(8, 2).repeat(17, 0), index, 1)
+                offset, size = tar.add(f"{key}.mp4", video.encode(frames, row.fps))
+                split = "heldout" if index % 3 == 2 else "train"
+                made.rows.append(
+                    manifest.Clip(key, split, "world", key, "a ball", "0000.tar", offset, size, 17, row.fps, 64, 64)
+                )
+        made.file("0000.tar")
+    n, T, Fm = len(keys), row.text_tokens, grid.motion[0]
+    drawn = {
+        "flow": {"flow": raft.pack(torch.randn(n, Fm - 1, 2, *params.flow.size, generator=rng))},
+        "latents": {
+            "mean": torch.randn(n, miniature.LATENT_CHANNELS, *grid.latents, generator=rng).half(),
+            "prompt": torch.randn(n * T, miniature.TEXT_WIDTH, generator=rng),
+            "offsets": torch.arange(n + 1) * T,
+        },
+        "motion": {"target": torch.randn(n, *grid.motion, params.teacher.channels[1], generator=rng).half()},
+        "tokens": {"target": torch.randn(n, *grid.motion, params.encoder.width, generator=rng).half()},
+    }
+    rows = {
+        "flow": lambda key, index: manifest.Flow(key, "0000.safetensors", index, 1.0),
+        "latents": lambda key, index: manifest.Latent(key, "0000.safetensors", index, T),
+        "motion": lambda key, index: manifest.Target(key, "0000.safetensors", index),
+    }
+    rows["tokens"] = rows["motion"]
+    for name, tensors in drawn.items():
+        kind = type(rows[name]("", 0))
+        with manifest.making(world.top / name / "0000.jsonl", kind, pin=pin) as made:
+            shards.write_tensors(made.path.parent / "0000.safetensors", tensors, {"target": name})
+            made.file("0000.safetensors")
+            made.rows += [rows[name](key, index) for index, key in enumerate(keys)]
+
+
+def hashes(*folders: Path) -> dict[Path, str]:
+    return {path: manifest.sha256(path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_method_trains_and_changes_the_transformer_and_its_projector_alone(world):
+    given = [world.top / name for name in ("cogvideox", "latents", "motion", "tokens", "clips")]
+    before = hashes(*given) | {world.top / "videomae.pth": manifest.sha256(world.top / "videomae.pth")}
+    stock = CogVideoXTransformer3DModel.from_pretrained(world.top / "cogvideox" / "transformer").state_dict()
+    first, trained = {}, {}
+    for run, row in world.params.runs.items():
+        if row.method is None:
+            continue
+        folder = world.align(run)
+        made = manifest.read(folder / "manifest.jsonl", manifest.Weights)
+        names = {row.name for row in made.rows}
+        assert names == {"transformer", "log"} | ({"projector"} if world.params.methods[row.method].lam else set())
+        assert all(row.step == 3 and made.locate(row.file).exists() for row in made.rows)
+        log = lines(folder / "log.jsonl")
+        assert [line["step"] for line in log] == [0, 1, 2, 2, 3, 3]
+        first[run] = next(line for line in log if "loss" in line)
+        trained[run] = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
+        assert trained[run].keys() == stock.keys()
+        assert not [name for name in stock if torch.equal(stock[name], trained[run][name])], run
+        assert made.header.notes["validation"].keys() == {"denoise", "align"}
+        (left,) = (world.top / "work" / run).rglob("*.pt")  # the last one, without the optimiser's state
+        assert checkpoint.read(left).optimizer is None
+    assert set(first) == {f"cog-{name}" for name in ("ft", "repa", "videorepa", "no_motion", "no_soft", "moalign")}
+    assert hashes(*given) | {world.top / "videomae.pth": manifest.sha256(world.top / "videomae.pth")} == before
+    assert len({line["denoise"] for line in first.values()}) == 1, "same clips, noise and weights at the first step"
+    assert len({line["align"] for line in first.values()}) == len(first)
+    for run, line in first.items():
+        lam = world.params.methods[world.params.runs[run].method].lam
+        assert line["loss"] == pytest.approx(line["denoise"] + lam * line["align"], rel=1e-5)
+    assert first["cog-ft"]["align"] == 0.0
+    assert not any(same(trained["cog-ft"], other) for run, other in trained.items() if run != "cog-ft")
+    untrained = align.projector(config.AlignPin.load(world.pin("align", run="cog-moalign", seed=0)), *like(world))
+    learned = load_file(world.top / "runs" / "cog-moalign" / "projector.safetensors")
+    assert not any(torch.equal(value, learned[name]) for name, value in untrained.state_dict().items())
+    assert learned["space.weight"].shape[0] == world.params.teacher.channels[1]
+    tokens = load_file(world.top / "runs" / "cog-no_motion" / "projector.safetensors")
+    assert tokens["space.weight"].shape[0] == world.params.encoder.width
+
+
+def like(world: World) -> tuple:
+    """Grid and training clips, as `align` has them."""
+    paths = [[str(world.top / name / "0000.jsonl")] for name in ("clips", "latents", "motion")]
+    return world.params.grid("cogvideox"), align.LatentClips(*paths, "train", 96)
+
+
+def test_targets_of_another_kind_are_refused(world):
+    with pytest.raises(Problem, match=r"holds the target 'tokens', and the method of cog-moalign has 'motion'"):
+        world.align("cog-moalign", seed=1, targets="tokens")
+    with pytest.raises(Problem, match=r"--targets: missing, .* 'motion'"):
+        world.align("cog-moalign", targets="none")
+    with pytest.raises(Problem, match=r"--targets: given, .* 'none'"):
+        world.align("cog-ft", targets="motion")
+
+
+def test_prompt_dropout_puts_the_empty_prompts_states_in_place(world):
+    dropping = world.params.align.model_copy(update={"prompt_dropout": 0.5})
+    other = World(world.top, world.params.model_copy(update={"align": dropping}))
+    pin = config.AlignPin.load(other.pin("align", run="cog-ft", seed=5))
+    grid, clips = like(world)
+    empty = align.empty_prompt(pin, grid)
+    assert empty.shape == (1, 96, miniature.TEXT_WIDTH)
+    assert empty.abs().sum() > 0
+    backbone = align.backbones.load(pin.backbone, grid, parts=("transformer",))
+    student = align.Student(backbone, None, pin, empty)
+    prompt = clips[0]["prompt"].expand(200, -1, -1)
+    streams = torch.arange(200)
+    dropped = student.drop(prompt, streams)
+    gone = [torch.equal(row, empty[0]) for row in dropped]
+    kept = [torch.equal(row, prompt[0]) for row in dropped]
+    assert all(one != two for one, two in zip(gone, kept, strict=True))
+    assert 70 < sum(gone) < 130
+    assert torch.equal(student.drop(prompt[:50], streams[50:100]), dropped[50:100])
+    assert not any("empty" in name for name in student.state_dict())
+    plain = align.Student(backbone, None, pin, None)
+    assert plain.drop(prompt, streams) is prompt
+
+
+def test_stage_1_learns_the_heads_and_reports_its_baselines(world, monkeypatch):
+    folder, encoder = world.top / "teacher", manifest.sha256(world.top / "videomae.pth")
+    given = {
+        "clips": [str(world.top / "clips" / "0000.jsonl")],
+        "flow": [str(world.top / "flow" / "0000.jsonl")],
+    }
+    seen = []
+    load = teacher.FlowClips.__getitem__
+    monkeypatch.setattr(teacher.FlowClips, "__getitem__", lambda clips, i: seen.append(clips.keys[i]) or load(clips, i))
+    pin = world.pin("teacher")
+    teacher.run(pin, work=str(world.top / "work" / "teacher"), out=str(folder / "manifest.jsonl"), **given)
+    made = manifest.read(folder / "manifest.jsonl", manifest.Weights)
+    assert {row.name for row in made.rows} == {"teacher", "log"}
+    assert len(seen) == len(set(seen)) == 12, "each clip is decoded once; afterwards its tokens are in memory"
+    notes, log = made.header.notes, lines(folder / "log.jsonl")
+    assert notes["validation"].keys() == notes["zero_flow"].keys() == notes["mean_flow"].keys()
+    assert notes["validation"].keys() == {"l1", "epe", "epe_moving"}
+    validations = {line["step"]: line["val_l1"] for line in log if "val_l1" in line}
+    assert list(validations) == [0, 2, 3]
+    assert made.rows[0].step == min(validations, key=validations.get)
+    assert manifest.sha256(world.top / "videomae.pth") == encoder
+    metadata = shards.TensorShard(folder / "teacher.safetensors").metadata
+    assert (metadata["step"], metadata["channels"]) == (str(made.rows[0].step), "(64, 16)")
+    head = motion.load(made)
+    torch.manual_seed(world.params.teacher.seed)
+    start = motion.MotionHead(world.params.encoder.width, world.params.teacher.channels)
+    assert made.rows[0].step > 0
+    assert not any(torch.equal(value, head.state_dict()[name]) for name, value in start.state_dict().items())
+    stored = shards.TensorShard(world.top / "flow" / "0000.safetensors")
+    heldout = torch.stack([raft.unpack(stored.row("flow", index)) for index in (2, 5, 8, 11)])
+    assert notes["zero_flow"]["l1"] == pytest.approx(heldout.abs().mean().item(), rel=1e-5)
+
+
+def test_flow_errors_by_hand():
+    O = torch.zeros(2, 1, 2, 1, 2)
+    O[0, 0, :, 0, 0] = torch.tensor([3.0, 4.0])  # one of four pixels moves, by 5
+    found = {name: float(total / weight) for name, (total, weight) in teacher.errors(torch.zeros_like(O), O).items()}
+    assert found == pytest.approx({"l1": 7 / 8, "epe": 5 / 4, "epe_moving": 5.0})
+
+
+def test_features_are_kept_while_there_is_room(world):
+    grid, known = world.params.grid("cogvideox"), {}
+    features = teacher.Features(videomae.load(world.params.encoder), grid, known, torch.device("cpu"))
+    x0 = torch.rand(2, 3, 17, 64, 64) * 2 - 1
+    features.room = math.prod(grid.motion) * world.params.encoder.width * 4
+    first = [features({"key": key, "x0": clip}) for key, clip in zip("ab", x0, strict=True)]
+    assert list(known) == ["a"]
+    assert torch.equal(features({"key": "a"}), first[0])
+    assert torch.equal(features({"key": "b", "x0": x0[1]}), first[1])
+
+
+def test_losses_are_fp32_under_autocast(world):
+    pin = config.AlignPin.load(world.pin("align", run="cog-moalign", seed=0))
+    grid, clips = like(world)
+    backbone = align.backbones.load(pin.backbone, grid, parts=("transformer",))
+    student = align.Student(backbone, align.projector(pin, grid, clips), pin, None)
+    batch = align.collate([clips[0], clips[1]], torch.tensor([1, 2]))
+    plain = student(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = student(batch)
+    losses["loss"].backward()
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in student.parameters())
+    for name, loss in losses.items():
+        assert loss.item() != plain[name].item(), "not in bf16"
+        assert loss.item() == pytest.approx(plain[name].item(), rel=0.02)
