@@ -447,7 +447,7 @@ def align_panel(run: str, of_run: list[list[dict]]) -> dict[str, Any]:
     held = {label: [end[f"val_{name}"] for end in ends if f"val_{name}" in end] for name, label in terms.items()}
     return {
         "plot": (Markup(plots.panels(f"align-{run}", rows)), f"{' and '.join(terms.values())} of {run}, by step."),
-        "ends": [f"{label.split()[0]} {np.mean(values):.3g}" for label, values in held.items() if values],
+        "ends": [f"{label.split()[0]} {np.mean(values):#.3g}" for label, values in held.items() if values],
     }
 
 
