@@ -328,6 +328,7 @@ def test_tables_are_in_the_order_of_params(made, params, text):
         assert rows == [*table.rows, *table.rows[1:]]
         widths = {line.count(" | ") for line in lines if line.startswith("| `")}
         assert len(widths) == 2  # means, differences
+        assert f"- Rated by {manifest.code_version()}, with the pins named above." in lines
     shown = re.findall(r'<span class="run">([^<]+)</span><span class="what">', text)
     assert shown[: len(params.tables["table1"].rows)] == list(params.tables["table1"].rows)
 

@@ -68,6 +68,7 @@ class Table:
     rules: dict[str, str]  # metric -> how it is defined
     rows: dict[str, dict[str, Cell]]  # run -> metric -> cell
     pins: dict[str, str]  # run -> short hash of what was rated with
+    code: str  # version and commit that rated
 
 
 def make_table(results: Path, params: Params, name: str) -> Table:
@@ -75,7 +76,7 @@ def make_table(results: Path, params: Params, name: str) -> Table:
     row = params.tables[name]
     rated: dict[str, dict[int, list[Score]]] = {}  # run -> seed -> rows
     keys: set[Key] = set()
-    pins = {}
+    pins, codes = {}, set()
     for run in row.rows:
         rated[run] = {}
         for seed in params.seeds_of(run):
@@ -84,13 +85,14 @@ def make_table(results: Path, params: Params, name: str) -> Table:
             given = manifest.read(results / "scores" / cell, Score)
             rated[run][seed] = given.rows + scores.joint(given.rows)
             pins[run] = given.header.pin[:10]
+            codes.add(given.header.code)
     rules = {score.metric: score.rule for seeds in rated.values() for rows in seeds.values() for score in rows}
     cells: dict[str, dict[str, Cell]] = {run: {} for run in row.rows}
     for metric in rules:
         values = {run: {seed: scores.by_key(rows, metric) for seed, rows in rated[run].items()} for run in row.rows}
         for run, cell in zip(row.rows, cells_of(metric, values, keys), strict=True):
             cells[run][metric] = cell
-    return Table(name, row.title, row.bench, len(keys), rules, cells, pins)
+    return Table(name, row.title, row.bench, len(keys), rules, cells, pins, ", ".join(sorted(codes)))
 
 
 def cells_of(metric: str, values: dict[str, dict[int, dict[Key, float]]], keys: Iterable[Key]) -> list[Cell]:
@@ -123,6 +125,7 @@ def markdown(table: Table, params: Params) -> str:
     for run, cells in list(table.rows.items())[1:]:
         lines.append(line(f"`{run}`", *[difference_text(metrics[metric], cell) for metric, cell in cells.items()]))
     lines += ["", *[f"- {metrics[metric].label}: {rule}" for metric, rule in table.rules.items()]]
+    lines.append(f"- Rated by {table.code}, with the pins named above.")
     gone = missing_lines(table)
     lines += ["", *[f"- {text}" for text in gone]] if gone else []
     return "\n".join(lines) + "\n"
@@ -183,6 +186,8 @@ def describe(params: Params, run: str) -> str:
     parts = [f"{method.loss.replace('_', ' ').replace('trd', 'TRD')} to {target}", f"λ {method.lam:g}"]
     if method.tau is not None:
         parts.append("τ ∞" if math.isinf(method.tau) else f"τ {method.tau:g}")
+    if method.denominator != "all":
+        parts.append("off-diagonal mean")
     return ", ".join([*parts, f"block {params.layer(run)}"])
 
 
