@@ -1,6 +1,8 @@
 """Each equation of the paper against plain loops, in fp64: values and gradients. Then what the fast forms promise."""
 
 import math
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -43,11 +45,12 @@ def value_and_gradient(loss, Z):
 
 
 def assert_same(loss, reference, Z, value=1e-12, gradient=1e-12):
-    """Both agree relative to the reference; a gradient below 1e-15 is rounding."""
+    """Both agree relative to the reference, or within the rounding of a cosine, which a gradient divides by the token's length."""
     v, g = value_and_gradient(loss, Z)
     v_ref, g_ref = value_and_gradient(reference, Z)
-    assert abs(v - v_ref) <= value * abs(v_ref) + 1e-16
-    assert (g - g_ref).norm() <= gradient * g_ref.norm() + 1e-15
+    rounding = 2e-15 / Z.detach().norm(dim=-1).min().clamp(max=1)
+    assert abs(v - v_ref) <= value * abs(v_ref) + 1e-15
+    assert (g - g_ref).norm() <= gradient * g_ref.norm() + rounding
 
 
 # --- the paper's equations, pair by pair ----------------------------------------------------------------------------
@@ -191,7 +194,7 @@ def test_it_sees_relations_alone():
 # --- the one-pass form ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, n) for n in (4, 7, 6, 9))),
     tau=st.one_of(st.floats(0.05, 100.0), st.just(INF)),
@@ -204,7 +207,7 @@ def test_one_pass_equals_dense(shape, tau, denominator, seed):
     assert_same(one, dense, Z, value=1e-14, gradient=1e-13)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, n) for n in (3, 6, 5, 9))),
     margin=st.floats(0.0, 1.0),
@@ -369,3 +372,17 @@ def test_bad_input_is_refused():
         cosine(Z, M[..., :3])
     with pytest.raises(Problem, match="allowed: all, off_diagonal"):
         soft_trd(Z, M, 10.0, "some")
+
+
+def test_the_documents_name_tests_and_functions_that_exist():
+    top = Path(__file__).parents[1]
+    method = (top / "docs" / "method.md").read_text()
+    tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", method)
+    assert len(tests) >= 12
+    for file, name in tests:
+        assert f"def {name}(" in (top / file).read_text(), f"{file} has no {name}"
+    for file, names in re.findall(r"`(\w+/\w+\.py)`((?:,? `\w+`)+)", method):
+        for name in re.findall(r"\w+", names):
+            source = (top / "src" / "moalign" / file).read_text()
+            assert re.search(rf"(def|class) {name}\b", source), f"{file} has no {name}"
+    assert re.findall(r"^\| A(\d+) \|", method, re.M) == [str(n) for n in range(1, 34)]
