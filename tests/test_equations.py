@@ -45,7 +45,7 @@ def value_and_gradient(loss, Z):
 
 
 def assert_same(loss, reference, Z, value=1e-12, gradient=1e-12):
-    """Both agree relative to the reference, or within the rounding of a cosine, which a gradient divides by the token's length."""
+    """Both agree relative to the reference, or within a cosine's rounding (in a gradient: over the token's length)."""
     v, g = value_and_gradient(loss, Z)
     v_ref, g_ref = value_and_gradient(reference, Z)
     rounding = 2e-15 / Z.detach().norm(dim=-1).min().clamp(max=1)
