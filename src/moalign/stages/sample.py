@@ -16,7 +16,7 @@ from moalign.config import SamplePin
 from moalign.errors import Problem
 from moalign.progress import say, track
 
-BATCH = {"cpu": 6, "cuda": 1}  # videos per call; each has its own noise, so the number changes nothing but speed
+BATCH = {"cpu": 6, "cuda": 1}  # videos per call, the same ones after a kill: their last bits depend on their company
 
 
 def run(config: str, prompts: str, out: str, run: str | None = None, still: str | None = None) -> None:
@@ -31,8 +31,10 @@ def run(config: str, prompts: str, out: str, run: str | None = None, still: str 
         name = made.path.stem
         key = "".join(manifest.sha256(path) for path in (config, *inputs))
         folder = shards.resumable(made.path.parent / name, key)
-        todo = [cell for cell in plan if not (folder / file_of(*cell)).exists()]
-        say(f"sample: {len(plan) - len(todo)} of {len(plan)} videos are there already")
+        size = BATCH[pin.machine.device]
+        batches = [plan[start : start + size] for start in range(0, len(plan), size)]
+        todo = [batch for batch in batches if not all((folder / file_of(*cell)).exists() for cell in batch)]
+        say(f"sample: {len(batches) - len(todo)} of {len(batches)} batches are there already")
         if todo and still:
             repeat_first(todo, manifest.read(still, manifest.Sample), folder)
         elif todo:
@@ -59,30 +61,27 @@ def read_prompts(path: str | Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def draw(pin: SamplePin, texts: list[str], todo: list[tuple[int, int]], folder: Path, run: str | None) -> None:
-    """Sample the cells that are missing."""
+def draw(pin: SamplePin, texts: list[str], todo: list[list[tuple[int, int]]], folder: Path, run: str | None) -> None:
+    """Sample the batches that are missing."""
     where = device.use(pin.machine)
     transformer = None
     if run:
         trained = manifest.read(run, manifest.Weights)
         transformer = trained.locate(next(row.file for row in trained.rows if row.name == "transformer"))
-    backbone = backbones.load(pin.backbone, device=where, transformer=transformer)
-    size = BATCH[where.type]
-    for batch in track([todo[start : start + size] for start in range(0, len(todo), size)], "sample"):
+    backbone = backbones.load(pin.backbone, device=where, transformer=transformer, dtype=device.sampling_dtype(where))
+    for batch in track(todo, "sample"):
         rngs = [Generator().manual_seed(noise_seed(pin.noise_seed, *cell)) for cell in batch]
         videos = backbone.sample([texts[number] for number, _ in batch], pin.backbone.sampling, rngs)
         for cell, frames in zip(batch, videos, strict=True):
             if not frames.isfinite().all():
-                raise Problem(
-                    f"sample: prompt {cell[0]}, video {cell[1]} has NaN; see the run's training log"
-                )
+                raise Problem(f"sample: prompt {cell[0]}, video {cell[1]} has NaN; see the run's training log")
             video.write(folder / file_of(*cell), to_frames(frames), pin.backbone.fps)
 
 
-def repeat_first(todo: list[tuple[int, int]], moving: manifest.Manifest[manifest.Sample], folder: Path) -> None:
+def repeat_first(todo: list[list[tuple[int, int]]], moving: manifest.Manifest[manifest.Sample], folder: Path) -> None:
     """The static control of Tab. 1: each video's first frame, as long as the video."""
     of = {(row.prompt_id, row.index): row for row in moving.rows}
-    for cell in track(todo, "still"):
+    for cell in track([cell for batch in todo for cell in batch], "still"):
         row = of[cell]
         first = video.read(moving.locate(row.file), [0])
         video.write(folder / file_of(*cell), np.repeat(first, row.frames, axis=0), row.fps)

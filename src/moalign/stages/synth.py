@@ -14,11 +14,11 @@ from moalign.config import SynthPin
 from moalign.errors import Problem
 from moalign.progress import say, track
 
-BATCH = 4  # videos per call; each has its own noise, so the number changes nothing but speed
+BATCH = 4  # videos per call, the same ones after a kill: the last bits of a video depend on its company
 
 
 def prompts(selection: list[manifest.Choice], seed: int, count: int) -> list[manifest.Choice]:
-    """`count` training clips whose captions become prompts: ordered by sha256(seed + key), from the top again if few."""
+    """`count` training clips whose captions become prompts: in the order of sha256(seed + key), repeated if few."""
     real = [row for row in selection if row.split == "train" and not row.reserve]
     if not real:
         raise Problem("synth: the selection holds no training clip, so there is no caption to draw from")
@@ -37,12 +37,12 @@ def run(config: str, selection: str, shard: int, out: str) -> None:
         name = f"{made.path.stem}.tar"
         key = manifest.sha256(config) + manifest.sha256(selection)
         folder = shards.resumable(made.path.parent / f".{made.path.stem}", key)
-        todo = [number for number in numbers if not (folder / f"{number}.mp4").exists()]
+        batches = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
+        todo = [batch for batch in batches if not all((folder / f"{number}.mp4").exists() for number in batch)]
         if todo:
-            say(f"synth: {len(numbers) - len(todo)} of {len(numbers)} clips are there already")
-            backbone = backbones.load(row, device=where)
-            batches = [todo[start : start + BATCH] for start in range(0, len(todo), BATCH)]
-            for batch in track(batches, "synth"):
+            say(f"synth: {len(batches) - len(todo)} of {len(batches)} batches are there already")
+            backbone = backbones.load(row, device=where, dtype=device.sampling_dtype(where))
+            for batch in track(todo, "synth"):
                 captions = [chosen[number].caption for number in batch]
                 rngs = [Generator().manual_seed(noise_seed(pin.synth.seed, number)) for number in batch]
                 for number, frames in zip(batch, backbone.sample(captions, row.sampling, rngs), strict=True):
