@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
 export UV_LINK_MODE ?= hardlink
 .DEFAULT_GOAL := help
-.PHONY: help run env test lint format schema revisions lock restore clean
+.PHONY: help run env test test-faults lint format schema revisions lock restore clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ env: .venv/installed  ## create .venv from requirements.lock
 
 test: env  ## all tests that need no GPU, no cluster and no rater
 	python -m pytest -m "not faults and not envs and not gpu"
+
+test-faults: env  ## faults injected for real: full and read-only disks, kills (slow; needs root)
+	python -m pytest -m faults
 
 lint: env  ## ruff, snakefmt and snakemake's own linter
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint

@@ -71,14 +71,14 @@ rule report:
         samples=rules.sample.input,
         scores=rules.bench.input,
     output:
-        PAGE,
-        f"{RESULTS}/metrics.json",
-        [f"{RESULTS}/tables/{table}.md" for table in PARAMS.tables],
+        page=PAGE,
+        metrics=f"{RESULTS}/metrics.json",
+        tables=[f"{RESULTS}/tables/{table}.md" for table in PARAMS.tables],
     log:
         f"{RESULTS}/logs/report/report.log",
     conda:
         "../../envs/moalign.yaml"
     params:
-        results=RESULTS,
+        results=subpath(output.metrics, parent=True),
     shell:
-        "moalign report --config {input.config} --results {params.results} --out {output[0]} > {log} 2>&1"
+        "moalign report --config {input.config} --results {params.results} --out {output.page} > {log} 2>&1"

@@ -130,12 +130,16 @@ rule pin:
     """A job's share of the parameters. It changes only when that share does, and then its job runs again."""
     output:
         "results/{scale}/pins/{name}.yaml",
+    log:
+        "results/{scale}/logs/pins/{name}.log",
     wildcard_constraints:
         name="|".join(PINS),
+    conda:
+        "../../envs/moalign.yaml"
     params:
         share=share,
     shell:
-        "cp {params.share} {output}"
+        "cp {params.share} {output} > {log} 2>&1"
 
 
 rule pins:

@@ -28,6 +28,8 @@ rule miniature_models:
         [f"work/{PARAMS.scale}/miniature/models/{model}/SHA256SUMS" for model in MINIATURE],
     log:
         f"results/{PARAMS.scale}/logs/miniature/copy.log",
+    conda:
+        "../../envs/moalign.yaml"
     params:
         models=[f"work/{PARAMS.scale}/miniature/models/{model}" for model in MINIATURE],
     shell:
