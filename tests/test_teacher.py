@@ -108,7 +108,9 @@ def test_vit_b_equals_a_plain_forward():
 
 def test_names_and_shapes_are_those_of_the_released_file():
     with torch.device("meta"):
-        state = VideoMAE(encoder()).state_dict()
+        model = VideoMAE(encoder())
+        state = model.state_dict()
+    assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
     block = {
         "norm1.weight": (768,),
         "norm1.bias": (768,),
