@@ -84,6 +84,38 @@ def cells(folder):
     return [f"{RESULTS}/{folder}/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in rows]
 
 
+def annotations(name):
+    """The annotation file of a source: given, or made by `collect`."""
+    row = PARAMS.sources[name]
+    return row.annotations or f"{RESULTS}/collections/{name}/annotations.json"
+
+
+def sources(roots=False):
+    """NAME=PATH of every source, for the command line: its annotations, or its root folder."""
+    paths = {name: annotations(name) for name in PARAMS.sources}
+    if roots:
+        paths = {name: PARAMS.sources[name].root or str(Path(path).parent) for name, path in paths.items()}
+    return [f"{name}={path}" for name, path in paths.items()]
+
+
+def launch():
+    """How a training is started: `moalign`, or torchrun with machine.processes ranks."""
+    if PARAMS.machine.processes == 1:
+        return "moalign"
+    return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} -m moalign"
+
+
+def latents_of(wildcards):
+    """What a run's training draws from: the latents of its backbone."""
+    return per_shard(f"latents/{PARAMS.runs[wildcards.run].backbone}", PARAMS.align.train_on)
+
+
+def targets_of(wildcards):
+    """A run's targets; none for plain fine-tuning, and no waiting for the teacher where they are raw tokens."""
+    backbone, target = aligned_with(wildcards.run)
+    return per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on) if target else []
+
+
 def all_pins():
     """Name of every pin -> the stage and the names that `settings.pin` cuts it by."""
     pins = {f"collect/{name}": ("collect", {"source": name}) for name, row in PARAMS.sources.items() if row.make}
@@ -124,25 +156,3 @@ def share(wildcards):
     if not path.exists():
         write_text(path, text)
     return str(path)
-
-
-rule pin:
-    """A job's share of the parameters. It changes only when that share does, and then its job runs again."""
-    output:
-        "results/{scale}/pins/{name}.yaml",
-    log:
-        "results/{scale}/logs/pins/{name}.log",
-    wildcard_constraints:
-        name="|".join(PINS),
-    conda:
-        "../../envs/moalign.yaml"
-    params:
-        share=share,
-    shell:
-        "cp {params.share} {output} > {log} 2>&1"
-
-
-rule pins:
-    """Every pin of this scale."""
-    input:
-        [f"{RESULTS}/pins/{name}.yaml" for name in PINS if not name.startswith("miniature/")],

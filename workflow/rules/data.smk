@@ -1,20 +1,6 @@
 # From collections of videos to what the two trainings read: clips, flow, latents.
 
 
-def annotations(name):
-    """The annotation file of a source: given, or made by `collect`."""
-    row = PARAMS.sources[name]
-    return row.annotations or f"{RESULTS}/collections/{name}/annotations.json"
-
-
-def sources(roots=False):
-    """NAME=PATH of every source, for the command line: its annotations, or its root folder."""
-    paths = {name: annotations(name) for name in PARAMS.sources}
-    if roots:
-        paths = {name: PARAMS.sources[name].root or str(Path(path).parent) for name, path in paths.items()}
-    return [f"{name}={path}" for name, path in paths.items()]
-
-
 rule collection:
     """A collection that this repo makes itself: the physics world, or real footage that a package ships."""
     input:

@@ -1,24 +1,6 @@
 # The two stages of the paper, and the targets between them. One process, or torchrun with one per GPU.
 
 
-def launch():
-    """How a training is started: `moalign`, or torchrun with machine.processes ranks."""
-    if PARAMS.machine.processes == 1:
-        return "moalign"
-    return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} -m moalign"
-
-
-def latents_of(wildcards):
-    """What a run's training draws from: the latents of its backbone."""
-    return per_shard(f"latents/{PARAMS.runs[wildcards.run].backbone}", PARAMS.align.train_on)
-
-
-def targets_of(wildcards):
-    """A run's targets; none for plain fine-tuning, and no waiting for the teacher where they are raw tokens."""
-    backbone, target = aligned_with(wildcards.run)
-    return per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on) if target else []
-
-
 rule teacher:
     """Stage 1: the motion subspace M_psi and its decoder F_omega, trained on flow (Eq. 3-4, A.3)."""
     input:

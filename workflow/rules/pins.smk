@@ -1,0 +1,23 @@
+# Pins: what a job reads in place of params.yaml.
+
+
+rule pin:
+    """A job's share of the parameters. It changes only when that share does, and then its job runs again."""
+    output:
+        "results/{scale}/pins/{name}.yaml",
+    log:
+        "results/{scale}/logs/pins/{name}.log",
+    wildcard_constraints:
+        name="|".join(PINS),
+    conda:
+        "../../envs/moalign.yaml"
+    params:
+        share=share,
+    shell:
+        "cp {params.share} {output} > {log} 2>&1"
+
+
+rule pins:
+    """Every pin of this scale."""
+    input:
+        [f"{RESULTS}/pins/{name}.yaml" for name in PINS if not name.startswith("miniature/")],
