@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
 export UV_LINK_MODE ?= hardlink
 .DEFAULT_GOAL := help
-.PHONY: help run env test test-faults lint format schema revisions lock restore clean
+.PHONY: help run env test test-faults bench-loss lint format schema revisions lock restore clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: env  ## all tests that need no GPU, no cluster and no rater
 
 test-faults: env  ## faults injected for real: full and read-only disks, kills (slow; needs root)
 	python -m pytest -m faults
+
+bench-loss: env  ## time and memory of Eq. 8, one pass against the matrices as written
+	OMP_NUM_THREADS=1 python tests/bench_loss.py
 
 lint: env  ## ruff, snakefmt and snakemake's own linter
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint

@@ -28,6 +28,7 @@ def run(config: str, clips: str, out: str) -> None:
             motion = O.square().sum(1).sqrt().mean().item()
             made.rows.append(manifest.Flow(clip.key, name, len(packed), round(motion, 6)))
             packed.append(raft.pack(O))
+            made.count("values out of range", raft.outside(O))
         if packed:
             shards.write_tensors(made.path.parent / Path(name), {"flow": torch.stack(packed)}, {"unit": "1/64 pixel"})
             made.file(name)
