@@ -143,9 +143,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupt
     assert_equals(work, tmp_path / "whole")
 
 
-def interrupted(step: int):
-    """A forward that is interrupted at a step."""
-    forward, count = train_toy.Task.forward, iter(range(1, 100))
+def interrupted(step: int, task: type = train_toy.Task):
+    """A task's forward that is interrupted at a step."""
+    forward, count = task.forward, iter(range(1, 100))
 
     def stop(self, batch):
         if next(count) == step:
@@ -555,8 +555,8 @@ def test_stage_1_learns_the_heads_and_reports_its_baselines(world, monkeypatch):
     assert list(validations) == [0, 2, 3]
     assert made.rows[0].step == min(validations, key=validations.get)
     assert manifest.sha256(world.top / "videomae.pth") == encoder
-    metadata = shards.TensorShard(folder / "teacher.safetensors").metadata
-    assert (metadata["step"], metadata["channels"]) == (str(made.rows[0].step), "(64, 16)")
+    told = json.loads(shards.TensorShard(folder / "teacher.safetensors").metadata["teacher"])
+    assert (told["step"], told["channels"]) == (made.rows[0].step, [64, 16])
     head = motion.load(made)
     torch.manual_seed(world.params.teacher.seed)
     start = motion.MotionHead(world.params.encoder.width, world.params.teacher.channels)
@@ -567,11 +567,32 @@ def test_stage_1_learns_the_heads_and_reports_its_baselines(world, monkeypatch):
     assert notes["zero_flow"]["l1"] == pytest.approx(heldout.abs().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("stage, task", [("align", align.Student), ("teacher", teacher.Learner)])
+def test_a_stage_stopped_and_resumed_exports_the_same_bytes(world, monkeypatch, stage, task):
+    def export(name: str) -> dict[str, dict]:
+        folder = world.top / "resumed" / stage / name
+        paths = {"work": str(folder / "work"), "out": str(folder / "manifest.jsonl")}
+        given = {"flow": "flow"} if stage == "teacher" else {"latents": "latents", "targets": "motion"}
+        shard = {flag: [str(world.top / room / "0000.jsonl")] for flag, room in {"clips": "clips", **given}.items()}
+        pin = world.pin(stage) if stage == "teacher" else world.pin(stage, run="cog-moalign", seed=0)
+        {"align": align, "teacher": teacher}[stage].run(pin, **shard, **paths)
+        return manifest.read(folder / "manifest.jsonl", manifest.Weights).header.files
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(task, "forward", interrupted(3, task))
+        export("stopped")
+    assert export("stopped") == export("whole")
+
+
 def test_flow_errors_by_hand():
     O = torch.zeros(2, 1, 2, 1, 2)
     O[0, 0, :, 0, 0] = torch.tensor([3.0, 4.0])  # one of four pixels moves, by 5
-    found = {name: float(total / weight) for name, (total, weight) in teacher.errors(torch.zeros_like(O), O).items()}
-    assert found == pytest.approx({"l1": 7 / 8, "epe": 5 / 4, "epe_moving": 5.0})
+    by_foreground = {
+        foreground: {name: float(a / b) for name, (a, b) in teacher.errors(torch.zeros_like(O), O, foreground).items()}
+        for foreground in (1.0, 3.0)
+    }
+    assert by_foreground[1.0] == pytest.approx({"l1": 7 / 8, "epe": 5 / 4, "epe_moving": 5.0})
+    assert by_foreground[3.0] == pytest.approx({"l1": 3 * 7 / (3 * 2 + 6), "epe": 5 / 4, "epe_moving": 5.0})
 
 
 def test_features_are_kept_while_there_is_room(world):

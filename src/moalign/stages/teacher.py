@@ -5,6 +5,7 @@
 what is trained; its tokens S are computed as clips are drawn, and kept in memory as far as they fit.
 """
 
+import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -50,19 +51,19 @@ class Learner(loop.Task):
 
     def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Errors of the predicted flow of held-out clips."""
-        return errors(self.decoder(self.head(batch.S)).float(), batch.O)
+        return errors(self.decoder(self.head(batch.S)).float(), batch.O, self.foreground)
 
 
-def errors(O_hat: Tensor, O: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def errors(O_hat: Tensor, O: Tensor, foreground: float) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, weight) of the errors of a flow [B, Fm-1, 2, h, w], in pixels.
 
-    l1 is Eq. 4 unweighted, epe the mean length of the error, epe_moving the same over pixels with |O| > 0.5 px.
+    l1 is Eq. 4 as it is trained, epe the mean length of the error, epe_moving the same over pixels with |O| > 0.5 px.
     """
     difference = O_hat - O
     length, moving = difference.norm(dim=2), O.norm(dim=2) > MOVING
     clips = torch.tensor(float(len(O)))
     return {
-        "l1": (difference.abs().mean() * clips, clips),
+        "l1": (flow_l1(O_hat, O, foreground) * clips, clips),
         "epe": (length.mean() * clips, clips),
         "epe_moving": ((length * moving).sum(), moving.sum()),
     }
@@ -132,7 +133,7 @@ def run(config: str, clips: list[str], flow: list[str], work: str, out: str) -> 
         return
     with manifest.making(out, manifest.Weights, pin=config, inputs=inputs) as made:
         export(learner, loop.fit(*given), made, pin)
-        made.notes |= baselines(train, heldout)
+        made.notes |= baselines(train, heldout, pin.teacher.foreground)
         made.notes["processes"] = accelerator.num_processes
         for name in ("validation", "zero_flow", "mean_flow"):
             say(f"teacher: {name}, held-out clips: {made.notes.get(name)}")
@@ -142,9 +143,9 @@ def run(config: str, clips: list[str], flow: list[str], work: str, out: str) -> 
 def export(learner: Learner, outcome: loop.Outcome, made: manifest.Making, pin: TeacherPin) -> None:
     """What the targets are made with."""
     folder = made.path.parent
-    widths = {"D_v": pin.encoder.width, "channels": pin.teacher.channels, "decoder": pin.teacher.decoder}
-    metadata = {name: str(value) for name, value in {"step": outcome.step, "size": pin.flow.size, **widths}.items()}
-    motion.save(folder / "teacher.safetensors", learner.head, learner.decoder, metadata)
+    sizes = {"D_v": pin.encoder.width, "channels": pin.teacher.channels, "decoder": pin.teacher.decoder}
+    told = json.dumps({"step": outcome.step, "size": pin.flow.size, **sizes})  # one entry: several come in any order
+    motion.save(folder / "teacher.safetensors", learner.head, learner.decoder, {"teacher": told})
     shutil.copyfile(outcome.log, folder / "log.jsonl")
     for name, file in {"teacher": "teacher.safetensors", "log": "log.jsonl"}.items():
         made.file(file)
@@ -152,7 +153,7 @@ def export(learner: Learner, outcome: loop.Outcome, made: manifest.Making, pin: 
     made.notes["validation"] = outcome.metrics
 
 
-def baselines(train: SeenClips, heldout: SeenClips) -> dict[str, dict[str, float]]:
+def baselines(train: SeenClips, heldout: SeenClips, foreground: float) -> dict[str, dict[str, float]]:
     """Errors on the validation's clips of two flows that know nothing: none at all, and the training clips' mean."""
     if not len(heldout):
         return {}
@@ -161,7 +162,7 @@ def baselines(train: SeenClips, heldout: SeenClips) -> dict[str, dict[str, float
     flows = [raft.unpack(heldout.flow(i)) for (i,) in loop.validation_groups(len(heldout), 1)]
     found = {}
     for name, O_hat in {"zero_flow": torch.zeros_like(mean), "mean_flow": mean}.items():
-        rows = [errors(O_hat[None], O[None]) for O in flows]
+        rows = [errors(O_hat[None], O[None], foreground) for O in flows]
         sums = {key: [sum(float(row[key][side]) for row in rows) for side in (0, 1)] for key in rows[0]}
         found[name] = {key: total / weight for key, (total, weight) in sums.items() if weight}
     return found
