@@ -53,7 +53,7 @@ def conv(width: int, hidden: int, out: int) -> nn.Module:
     )
 
 
-class mlp(nn.Sequential):
+class PerToken(nn.Sequential):
     """Sec. 4.1's reading: four linear layers per token, SiLU between them, over [B, width, Ft-1, Ht, Wt]."""
 
     def __init__(self, width: int, hidden: int, out: int):
@@ -66,4 +66,4 @@ class mlp(nn.Sequential):
         return super().forward(X.movedim(1, -1)).movedim(-1, 1)
 
 
-CHANNELS = {"conv": conv, "mlp": mlp}
+CHANNELS = {"conv": conv, "mlp": PerToken}
