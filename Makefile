@@ -2,7 +2,6 @@
 BIN := $(CURDIR)/.venv/bin
 UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
-export UV_LINK_MODE ?= hardlink
 .DEFAULT_GOAL := help
 .PHONY: help run env test test-faults bench-loss lint format schema revisions lock restore clean
 
@@ -23,7 +22,7 @@ env: .venv/installed  ## create .venv from requirements.lock
 	@touch $@
 
 test: env  ## all tests that need no GPU, no cluster and no rater
-	python -m pytest -m "not faults and not envs and not gpu"
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not faults and not envs and not gpu"
 
 test-faults: env  ## faults injected for real: full and read-only disks, kills (slow; needs root)
 	python -m pytest -m faults
