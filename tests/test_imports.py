@@ -9,7 +9,19 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "moalign"
 WINGS = {"world", "teacher", "backbones", "align", "train", "bench", "report"}
-BASE = {"interfaces", "grid", "config", "manifest", "shards", "video", "clips", "errors", "progress", "device"}
+BASE = {
+    "interfaces",
+    "grid",
+    "config",
+    "manifest",
+    "shards",
+    "video",
+    "clips",
+    "errors",
+    "progress",
+    "device",
+    "mirror",
+}
 LIGHT = {"grid", "config", "manifest", "errors"}  # the Snakefile reads these; a rater's environment too
 FILES = sorted(SOURCE.rglob("*.py"))
 

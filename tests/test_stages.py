@@ -168,17 +168,22 @@ def test_a_motion_target_needs_the_teacher(home, real):
 
 
 def draw(home, run: str, out: str, **paths) -> manifest.Manifest[Sample]:
-    sample.run(home.pin("sample", run=run, seed=0, bench="physics"), home / "prompts.txt", out, **paths)
+    sample.run(home.pin("sample", run=run, seed=0, bench="physics"), home / "prompts.txt", home / "work", out, **paths)
     return manifest.read(out, Sample)
 
 
-def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path):
+def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     first = draw(home, "cog-base", home / "samples/cog-base/physics.jsonl")
     assert [(row.prompt_id, row.index) for row in first.rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [row.prompt for row in first.rows] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert len({row.seed for row in first.rows}) == 4
     hashes = [first.header.files[row.file]["sha256"] for row in first.rows]
     assert len(set(hashes)) == 4
+    assert len(list(Path(home / "work/physics/wandb").glob("offline-run-*/files/media/videos/**/*.mp4"))) == len(
+        PROMPTS
+    )
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     second = draw(home, "cog-base", str(tmp_path / "physics.jsonl"))
     assert [second.header.files[row.file]["sha256"] for row in second.rows] == hashes
     still = draw(home, "cog-static", home / "samples/cog-static/physics.jsonl", still=str(first.path))

@@ -99,6 +99,7 @@ COMMANDS = {
             Flag("prompts", "the bench's prompts, one per line"),
             Flag("run", "stage 2's manifest; without it the stock weights are sampled", optional=True),
             Flag("still", "manifest of Sample rows whose first frames are repeated: the static control", optional=True),
+            Flag("work", "folder for wandb's mirror"),
             OUT,
         ),
     ),

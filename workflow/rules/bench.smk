@@ -23,11 +23,12 @@ rule sample_run:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
     params:
+        work="work/{scale}/{run}-s{seed}",
         run=lambda wildcards, input: f"--run {input.run}" if input.run else "",
         still=lambda wildcards, input: f"--still {input.still}" if input.still else "",
     shell:
         "moalign sample --config {input.config} --prompts {input.prompts} {params.run} {params.still}"
-        " --out {output} > {log} 2>&1"
+        " --work {params.work} --out {output} > {log} 2>&1"
 
 
 rule sample:

@@ -14,13 +14,16 @@ from moalign import backbones, device, manifest, shards, video
 from moalign.clips import to_frames
 from moalign.config import SamplePin
 from moalign.errors import Problem
+from moalign.mirror import Mirror
 from moalign.progress import say, track
 
 BATCH = {"cpu": 6, "cuda": 1}  # videos per call, the same ones after a kill: their last bits depend on their company
 
+MIRRORED = 8  # videos that wandb gets of a run: one for each of the first prompts
 
-def run(config: str, prompts: str, out: str, run: str | None = None, still: str | None = None) -> None:
-    """Write mp4 files below a folder named like the bench, rows of manifest.Sample."""
+
+def run(config: str, prompts: str, work: str, out: str, run: str | None = None, still: str | None = None) -> None:
+    """Write mp4 files below a folder named like the bench, rows of manifest.Sample. `work` is for wandb's mirror."""
     pin = SamplePin.load(config)
     if pin.still_of and still is None:
         raise Problem(f"--still: missing; {pin.run} repeats the first frames of {pin.still_of}")
@@ -47,6 +50,9 @@ def run(config: str, prompts: str, out: str, run: str | None = None, still: str 
             made.rows.append(manifest.Sample(number, texts[number], index, seed, file, row.fps, row.frames))
         made.count("videos", len(plan))
         made.count("prompts", len(texts))
+        mirror = Mirror(Path(work) / name, pin.model_dump(mode="json"), f"{pin.run}-s{pin.seed}-{name}")
+        mirror.videos({row.prompt: made.path.parent / row.file for row in made.rows[:: pin.bench.videos][:MIRRORED]})
+        mirror.finish()
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -4,8 +4,7 @@
     {"step": 12, "val_denoise": 0.29, "val_align": 0.02}
 
 `step` counts the updates done. The log holds no clock time, so a resumed training writes the same bytes as one that
-was never stopped; seconds are in times.jsonl. The mirror obeys WANDB_MODE (offline unless set; disabled switches it
-off) and WANDB_PROJECT, and nothing that goes wrong in it stops a training.
+was never stopped; seconds are in times.jsonl.
 """
 
 import json
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from moalign.manifest import disk
+from moalign.mirror import Mirror
 from moalign.progress import say
 
 
@@ -75,45 +75,3 @@ class Journal:
 def rounded(value: float) -> float | None:
     """Seven significant digits, or None for what JSON has no number for."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
-
-
-class Mirror:
-    """The wandb run, or nothing: the first failure is said once and ends it."""
-
-    def __init__(self, place: Path, pin: dict[str, Any], name: str):
-        self._run = None
-        mode = os.environ.get("WANDB_MODE", "offline")
-        if mode != "disabled":
-            self._try(self._start, place, pin, name, mode)
-
-    def _start(self, place: Path, pin: dict[str, Any], name: str, mode: str) -> None:
-        import wandb  # late: it costs a second, and most tests do without
-
-        self._run = wandb.init(
-            mode=mode,
-            project=os.environ.get("WANDB_PROJECT", "moalign"),
-            name=name,
-            id=f"{place.parent.name}-{place.name}",
-            resume="allow" if mode == "online" else None,
-            dir=str(place),
-            config=pin,
-            settings=wandb.Settings(console="off", silent=True, init_timeout=60),
-        )
-        self._run.define_metric("*", step_metric="step")
-
-    def log(self, line: dict[str, float | None]) -> None:
-        """Send a line; lines of one step may come apart."""
-        if self._run is not None:
-            self._try(self._run.log, {name: value for name, value in line.items() if value is not None})
-
-    def finish(self, failed: bool) -> None:
-        """End the run."""
-        if self._run is not None:
-            self._try(self._run.finish, exit_code=int(failed))
-
-    def _try(self, call: Any, *values: Any, **options: Any) -> None:
-        try:
-            call(*values, **options)
-        except Exception as error:  # whatever it is, training matters more
-            self._run = None
-            say(f"WARNING: wandb failed and is off from here on, log.jsonl is not ({type(error).__name__}: {error})")
