@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ class Manifest(Generic[Row]):
 
 @contextmanager
 def making(path: str | Path, kind: type[Row], pin: str | Path, inputs: list = ()) -> Iterator[Making[Row]]:
-    """Collect rows and files; on leaving without an error write the manifest, by rename."""
+    """Collect rows and files; on leaving without an error write the manifest, by rename, and say so in the log."""
     started = time.monotonic()
     path = Path(path)
     with disk(path):
@@ -213,6 +214,8 @@ def making(path: str | Path, kind: type[Row], pin: str | Path, inputs: list = ()
     with disk(path), replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for line in (header, *made.rows):  # line by line: a selection has 350,000
             file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+    counts = "".join(f", {name} {number}" for name, number in header.counts.items())
+    print(f"{path}: {header.rows} rows{counts}; {header.seconds:.1f} s, {header.peak_mb} MB at most", file=sys.stderr)
 
 
 def read(path: str | Path, kind: type[Row], where: Callable[[Row], bool] | None = None) -> Manifest[Row]:
