@@ -102,7 +102,8 @@ def launch():
     """How a training is started: `moalign`, or torchrun with machine.processes ranks."""
     if PARAMS.machine.processes == 1:
         return "moalign"
-    return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} -m moalign"
+    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # SLURM's warning too: else torchrun dies and leaves its ranks
+    return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} --signals-to-handle {signals} -m moalign"
 
 
 def latents_of(wildcards):
