@@ -10,6 +10,7 @@ help:  ## what can be made
 
 run: env  ## the whole chain at the scale that params.yaml names; ends with the report's path
 	snakemake --profile local all
+	@echo "The report: results/$$(sed -n 's/^scale: *\([a-z]*\).*/\1/p' params.yaml)/report/index.html"
 
 env: .venv/installed  ## create .venv from requirements.lock
 
@@ -18,11 +19,11 @@ env: .venv/installed  ## create .venv from requirements.lock
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "MoAlign needs Python 3.11: remove .venv, put python3.11 on the PATH")'
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
-	uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 test: env  ## all tests that need no GPU, no cluster and no rater
-	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not faults and not envs and not gpu"
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not faults and not gpu"
 
 test-faults: env  ## faults injected for real: full and read-only disks, kills (slow; needs root)
 	python -m pytest -m faults

@@ -1,4 +1,4 @@
-# MoAlign, from videos to tables: `snakemake --profile local all`, `snakemake --profile slurm all`, or one table's name.
+# MoAlign, from videos to tables: `snakemake --profile local all`, or `snakemake --profile slurm all`.
 
 
 include: "workflow/rules/common.smk"
@@ -27,11 +27,6 @@ localrules:
 
 onstart:
     take_lock()
-
-
-onsuccess:
-    if Path(PAGE).exists():
-        print(f"\nThe report: {PAGE}")
 
 
 rule all:

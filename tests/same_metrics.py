@@ -1,7 +1,7 @@
 """Whether two metrics.json agree: `python tests/same_metrics.py EXPECTED FOUND`.
 
-On one machine they are equal byte for byte; another processor rounds otherwise, so numbers may differ by 5 %, or by 0.05
-where they are small. Keys, counts and texts are the same everywhere.
+On one machine they are equal byte for byte; another processor rounds otherwise, so numbers may differ by 5 %, or by
+0.05 where they are small. Keys, counts and texts are the same everywhere.
 """
 
 import json

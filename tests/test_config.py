@@ -106,6 +106,18 @@ def test_an_edit_reaches_only_the_pins_that_use_it():
         ("wandb.mode", "of", ["wandb.mode", "offline"]),
         ("align.train_on", [], ["align.train_on", "at least 1"]),
         ("tables", {}, ["tables", "nothing would be run"]),
+        ("backbones.wan.sampling.scheduler", "dpm", ["backbones.wan.sampling.scheduler", "allowed: unipc, euler"]),
+        ("backbones.cogvideox.sampling.shift", 3.0, ["backbones.cogvideox.sampling.shift", "set it to null"]),
+        ("backbones.wan.sampling.dynamic_guidance", True, ["dynamic_guidance", "set it to false"]),
+        ("align.batch", 30, ["align.batch", "30", "machine.processes, 4"]),
+        ("align.betas", [0.9, 1.0], ["align.betas", "below 1"]),
+        ("align.lr", float("inf"), ["align.lr", "finite"]),
+        ("encoder.native", [15, 224, 224], ["encoder.native", "tubelet"]),
+        ("subset.min_aspect", 3.0, ["subset.min_aspect", "above subset.max_aspect"]),
+        ("seeds", [0, 0], ["seeds", "twice"]),
+        ("runs.a/b", {"backbone": "wan"}, ["runs.a/b", "folder"]),
+        ("runs.cog-static.backbone", "wan", ["runs.cog-static.backbone", "cog-base"]),
+        ("synth.backbone", "cogvideox", ["synth.backbone", "no wan backbone"]),
     ],
 )
 def test_a_mistake_is_refused_with_its_key(raw, path, value, says):

@@ -56,7 +56,7 @@ class Making:
         self.pin("report")
         self.clips()
         self.teacher()
-        for run, seed in report.trainings(params):
+        for run, seed in params.trainings():
             self.training(run, seed)
         for run, bench, seed in params.rows():
             self.samples(run, bench, seed)

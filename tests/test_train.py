@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +180,17 @@ def test_the_newest_two_and_the_best_are_kept_and_the_best_is_exported(tmp_path)
     assert checkpoint.read(checkpoint.listed(tmp_path)[-1]).optimizer is None
 
 
-def test_no_second_process_trains_in_one_folder(tmp_path):
-    with checkpoint.alone(tmp_path), pytest.raises(Problem, match=f"process {os.getpid()} on .* is training here"):
-        train_toy.train(tmp_path)
+def test_a_second_process_waits_until_the_first_has_ended(tmp_path, capsys):
+    """An orphan of a killed workflow trains on; its successor then finds all of its work."""
+    orphan = threading.Thread(target=lambda: train_toy.train(tmp_path))
+    with checkpoint.alone(tmp_path):
+        orphan.start()
+        orphan.join(timeout=2)
+        assert orphan.is_alive()
+        assert not checkpoint.listed(tmp_path)
+    orphan.join(timeout=120)
+    assert checkpoint.listed(tmp_path)
+    assert f"process {os.getpid()} on" in capsys.readouterr().err
 
 
 def test_checkpoints_belong_to_a_pin_and_its_data(tmp_path):

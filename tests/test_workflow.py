@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moalign import config, manifest
+
 TOP = Path(__file__).parents[1]
 SCALE = "smoke"
+BROUGHT = {"data/annotations", "data/prompts"}  # a user's; at the smaller scales no rule reads them
 
 
 def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
@@ -92,7 +95,7 @@ def test_one_methods_tau_reruns_the_runs_that_use_it_and_their_tables(finished):
 def test_the_subsets_seed_reruns_everything_behind_it(finished):
     jobs = planned(finished, "subset", "  seed: 0\n", "  seed: 7\n")
     everything = {row["rule"] for row in summary(finished)} | {"all"}
-    assert set(jobs) == everything - {"collection"}
+    assert set(jobs) == everything - {"collection", "collect"}
 
 
 def test_the_teachers_rate_spares_runs_without_a_motion_target(finished):
@@ -115,6 +118,29 @@ def test_a_mistake_in_the_parameters_stops_at_once(finished, tmp_path):
     done = snakemake(folder, "-n", "all")
     assert done.returncode != 0
     assert "methods.moalign.taw: unknown key; did you mean 'tau'?" in done.stdout + done.stderr
+
+
+def test_a_waiting_job_does_not_see_an_edit(finished):
+    """A job on another node reads the Snakefile again, and params.yaml may be another by then, or broken."""
+    params = finished / "params.yaml"
+    before = params.read_text()
+    frozen = max((finished / "work/pins/params").glob("*.yaml"))
+    target = f"results/{SCALE}/flow/real/0000.jsonl"
+    params.write_text("scale: [broken")
+    try:
+        plain = snakemake(finished, "-n", target)
+        options = ["--mode", "subprocess", "-n", "--nolock", target]
+        job = subprocess.run(
+            [sys.executable, "-m", "snakemake", "-s", str(TOP / "Snakefile"), "--cores", "1", *options],
+            cwd=finished,
+            env={**os.environ, "MOALIGN_PARAMS": str(frozen)},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        params.write_text(before)
+    assert "params.yaml: not valid YAML" in plain.stdout + plain.stderr
+    assert job.returncode == 0, job.stdout + job.stderr
 
 
 # --- dvc.yaml ----------------------------------------------------------------------------------------------------
@@ -161,7 +187,7 @@ def partings(stages: dict[str, dict], rows: list[dict]) -> list[str]:
             f"{name} reads {path}, which is no dep" for path in sorted(read[name]) if not below(path, stage["deps"])
         ]
         idle = {dep for dep in stage["deps"] if not any(below(path, {dep}) for path in read[name])}
-        found += [f"{name} has a dep that no rule reads: {dep}" for dep in sorted(idle) if name != "pins"]
+        found += [f"{name} has a dep that no rule reads: {dep}" for dep in sorted(idle - BROUGHT) if name != "pins"]
         made = {row["output_file"] for row in rows if stage_of.get(row["rule"]) == name}
         found += [
             f"{name}: nothing makes {out}" for out in sorted(stage["outs"]) if not any(below(m, {out}) for m in made)
@@ -182,7 +208,7 @@ def test_removing_any_dep_or_out_is_seen(rows):
     for name, stage in dvc_stages().items():
         for kind in ("deps", "outs"):
             for path in stage[kind]:
-                if name == "pins" and kind == "deps":
+                if path in BROUGHT or (name == "pins" and kind == "deps"):
                     continue  # Snakemake has them as parameters: test_the_pins_stage_depends_on_all_that_is_parsed
                 stages = dvc_stages()
                 stages[name][kind] = stages[name][kind] - {path}
@@ -190,7 +216,29 @@ def test_removing_any_dep_or_out_is_seen(rows):
 
 
 def test_the_pins_stage_depends_on_all_that_is_parsed():
-    assert dvc_stages()["pins"]["deps"] == {"params.yaml", "scales", "src/moalign/config.py", "workflow/stage.sh"}
+    parsed = {"params.yaml", "scales", "src/moalign/config.py", "workflow/rules/common.smk", "workflow/stage.sh"}
+    assert dvc_stages()["pins"]["deps"] == parsed
+
+
+def test_parameters_reach_a_job_through_its_pin_alone():
+    """So dvc.yaml needs none: no stage has `params`, and no rule's parameter is a value of params.yaml."""
+    assert all("params" not in stage for stage in yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"].values())
+    allowed = {"share", "sources", "shard", "work", "launch", "teacher", "targets", "run", "still", "results"}
+    allowed |= {"config", "out", "models"}  # of the miniature's models, which DVC has as files
+    found = set()
+    for path in (TOP / "workflow/rules").glob("*.smk"):
+        for block in re.findall(r"^    params:\n((?:        .*\n)+)", path.read_text(), re.MULTILINE):
+            found |= set(re.findall(r"^        (\w+)=", block, re.MULTILINE))
+    assert found == allowed
+
+
+def test_what_a_user_brings_is_a_dep_of_the_stage_that_reads_it():
+    stages = dvc_stages()
+    params = config.load(TOP / "params.yaml", scale="paper")
+    for source in params.sources.values():
+        assert below(source.annotations, stages["collect"]["deps"])
+    for bench in params.benches.values():
+        assert below(bench.prompts, stages["sample"]["deps"])
 
 
 def test_every_shard_output_persists():
@@ -218,10 +266,21 @@ def test_every_scale_has_a_graph(tmp_path, scale):
         (tmp_path / name).symlink_to(TOP / name)
     if scale == "paper":  # stand-ins for what a user brings
         for path in [
-            "open-sora-plan/annotations.json",
+            "annotations/open-sora-plan.json",
             *(f"prompts/{n}.txt" for n in ("videophy2_extended", "videophy_short", "vbench", "vbench2")),
         ]:
             (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / path).write_text("[]\n")
     done = snakemake(tmp_path, "-n", "--quiet", "rules", "--config", f"scale={scale}", "--", "all")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_shipped_models_are_what_their_sums_say():
+    """The chain keys on these files: a model changed without them would rerun nothing."""
+    folders = sorted((TOP / "resources/miniature").iterdir())
+    assert len(folders) == 4
+    for folder in folders:
+        for line in (folder / "SHA256SUMS").read_text().splitlines():
+            digest, name = line.split("  ")
+            assert manifest.sha256(folder / name) == digest, f"{folder / name}: run `miniature_models` again"
+    assert sum(path.stat().st_size for path in (TOP / "resources/miniature").rglob("*") if path.is_file()) < 40e6

@@ -8,6 +8,7 @@ Needs PyYAML and pydantic, nothing heavier.
 import difflib
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -34,9 +35,12 @@ REVISIONS = {
     "miniature": 1,
 }
 
+FROZEN = "MOALIGN_PARAMS"  # environment variable: path of a submission's parameters
+
 Count = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Tau = Annotated[float, Field(gt=0)]  # may be .inf
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[tuple[Count, Count], Strict(False)]  # height, width in pixels
 Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
@@ -82,7 +86,7 @@ class Subset(Section):
     frames: Count
     """frames of the stored proxy"""
     fps: Positive
-    short_side: Annotated[int, Field(gt=0, multiple_of=2)]  # H.264 wants even sides
+    short_side: Annotated[int, Field(gt=0, multiple_of=16)]  # H.264's macroblocks
     """pixels of the proxy's shorter side"""
     max_aspect: Positive
     min_aspect: Positive
@@ -226,7 +230,7 @@ class Method(Section):
     loss: LossName
     lam: Annotated[float, Field(ge=0)] = 0.0
     """lambda"""
-    tau: Positive | None = None
+    tau: Tau | None = None
     """of Eq. 7, in motion frames; .inf is the unweighted loss"""
     margin: Annotated[float, Field(ge=0)] | None = None
     """of VideoREPA's released loss"""
@@ -348,6 +352,16 @@ class Params(Section):
         """Training seeds of a run; one without a training has seed 0 alone."""
         return self.seeds if self.runs[run].method else (0,)
 
+    def trainings(self) -> list[tuple[str, int]]:
+        """(run, seed) of every training behind a table, once each."""
+        return list(dict.fromkeys((run, seed) for run, _, seed in self.rows() if self.runs[run].method))
+
+    def targets(self) -> list[tuple[str, str]]:
+        """(backbone, target) that the trainings are aligned to, once each."""
+        rows = [self.runs[run] for run, _ in self.trainings()]
+        pairs = [(row.backbone, self.methods[row.method].target) for row in rows]
+        return list(dict.fromkeys(pair for pair in pairs if pair[1] != "none"))
+
     def rows(self) -> list[tuple[str, str, int]]:
         """(run, bench, seed) of every row of every table, once each, in the tables' order."""
         found = {}
@@ -418,13 +432,24 @@ def load(path: str | Path = "params.yaml", **changes: Any) -> Params:
     return parse(raw, str(path))
 
 
+def freeze(path: str) -> None:
+    """Tell this process's jobs, on whatever node, which file holds the parameters that they were submitted with."""
+    os.environ[FROZEN] = path
+
+
+def frozen() -> Params | None:
+    """The parameters that this job was submitted with; None where nobody froze any."""
+    path = os.environ.get(FROZEN)
+    return parse(read_yaml(Path(path)), path) if path else None
+
+
 def parse(raw: dict, path: str = "params.yaml") -> Params:
     """Typed and checked parameters, or a Problem that lists every mistake."""
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         raise Problem(explain(error, Params, path)) from None
-    for check in (_check_sources, _check_backbones, _check_methods, _check_runs, _check_tables):
+    for check in (_check_sources, _check_backbones, _check_numbers, _check_methods, _check_runs, _check_tables):
         check(params, path)
     return params
 
@@ -497,6 +522,7 @@ def _check_backbones(params: Params, path: str) -> None:
         if row.family == "wan" and row.shift is None:
             raise Problem(f"{key}.shift: missing; a wan backbone needs the shift of its training noise")
         params.grid(name).check(row.family, key)
+        _check_sampling(row, key)
         used = name == params.teacher.backbone or any(run.backbone == name for run in params.runs.values())
         seconds = (row.frames - 1) / row.fps
         if used and seconds > (params.subset.frames - 1) / params.subset.fps:
@@ -517,6 +543,44 @@ def _check_backbones(params: Params, path: str) -> None:
             f"{path}: encoder.size: width {encoder.size[1]} does not fit the clips of {learns_on};"
             f" allowed: {params.grid(learns_on).view[1]}"
         )
+
+
+def _check_sampling(row: Backbone, key: str) -> None:
+    """What would otherwise be found out after stage 2."""
+    allowed = {"cogvideox": ("ddim", "dpm"), "wan": ("unipc", "euler")}[row.family]
+    if row.sampling.scheduler not in allowed:
+        raise Problem(
+            f"{key}.sampling.scheduler: {row.sampling.scheduler!r} does not go with {row.family};"
+            f" allowed: {', '.join(allowed)}"
+        )
+    if row.family == "cogvideox" and row.sampling.shift is not None:
+        raise Problem(f"{key}.sampling.shift: {row.sampling.shift} has no meaning for cogvideox; set it to null")
+    if row.family == "wan" and row.sampling.dynamic_guidance:
+        raise Problem(f"{key}.sampling.dynamic_guidance: only cogvideox has it; set it to false")
+
+
+def _check_numbers(params: Params, path: str) -> None:
+    """Numbers that have to suit one another."""
+    subset, ranks = params.subset, params.machine.processes
+    for low, high in (("min_aspect", "max_aspect"), ("min_seconds", "max_seconds")):
+        if getattr(subset, low) > getattr(subset, high):
+            raise Problem(
+                f"{path}: subset.{low}: {getattr(subset, low)} is above subset.{high}, {getattr(subset, high)}"
+            )
+    for name in ("teacher", "align"):
+        section = getattr(params, name)
+        if section.batch % ranks:
+            raise Problem(f"{path}: {name}.batch: {section.batch} is no multiple of machine.processes, {ranks}")
+        if max(section.betas) >= 1:
+            raise Problem(f"{path}: {name}.betas: {list(section.betas)}; AdamW needs both below 1")
+    encoder = params.encoder
+    cube = (encoder.tubelet, encoder.patch, encoder.patch)
+    if any(length % side for length, side in zip(encoder.native, cube, strict=True)):
+        raise Problem(f"{path}: encoder.native: {list(encoder.native)} are no multiples of tubelet and patch, {cube}")
+    if len(set(params.seeds)) < len(params.seeds):
+        raise Problem(f"{path}: seeds: {list(params.seeds)} names one twice; a repeated training tells nothing new")
+    if params.backbones[params.synth.backbone].family != "wan":
+        raise Problem(f"{path}: synth.backbone: {params.synth.backbone!r} is no wan backbone; Wan writes the clips")
 
 
 def _check_methods(params: Params, path: str) -> None:
@@ -540,6 +604,8 @@ def _check_methods(params: Params, path: str) -> None:
 def _check_runs(params: Params, path: str) -> None:
     for name, row in params.runs.items():
         key = f"{path}: runs.{name}"
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+            raise Problem(f"{key}: a name is made of letters, digits, '_', '-' and '.'; it becomes a folder")
         _known(row.backbone, params.backbones, f"runs.{name}.backbone", path)
         blocks = params.backbones[row.backbone].blocks
         if row.method is not None:
@@ -548,6 +614,8 @@ def _check_runs(params: Params, path: str) -> None:
             _known(row.still_of, params.runs, f"runs.{name}.still_of", path)
             if row.method is not None or params.runs[row.still_of].method or params.runs[row.still_of].still_of:
                 raise Problem(f"{key}.still_of: the static control repeats frames of a run that is not trained")
+            if row.backbone != params.runs[row.still_of].backbone:
+                raise Problem(f"{key}.backbone: {row.backbone} is not that of {row.still_of}, whose frames it repeats")
         if row.method is not None and params.layer(name) > blocks:
             where = f"{key}.layer" if row.layer else f"{path}: align.layer"
             raise Problem(
@@ -575,11 +643,10 @@ def schema() -> dict:
 
 
 class Pin(Section):
-    """What every job's share has. The machine is beside it: threads and device do not change what a result means."""
+    """What every job's share has."""
 
     stage: str
     revision: int
-    machine: Machine
 
     @classmethod
     def load(cls, path: str | Path):
@@ -588,6 +655,12 @@ class Pin(Section):
             return cls.model_validate(read_yaml(Path(path)))
         except ValidationError as error:
             raise Problem(explain(error, cls, str(path))) from None
+
+
+class ComputePin(Pin):
+    """A share of a job that computes with torch: device and threads decide the last bits of what it makes."""
+
+    machine: Machine
 
 
 class CollectPin(Pin):
@@ -601,35 +674,35 @@ class SubsetPin(Pin):
     subset: Subset
 
 
-class SynthPin(Pin):
+class SynthPin(ComputePin):
     synth: Synth
     backbone: Backbone
 
 
-class FlowPin(Pin):
+class FlowPin(ComputePin):
     flow: Flow
     backbone: Backbone
     encoder: Encoder
 
 
-class EncodePin(Pin):
+class EncodePin(ComputePin):
     backbone: Backbone
 
 
-class TeacherPin(Pin):
+class TeacherPin(ComputePin):
     teacher: Teacher
     backbone: Backbone
     encoder: Encoder
     flow: Flow
 
 
-class TargetsPin(Pin):
+class TargetsPin(ComputePin):
     target: TargetName
     backbone: Backbone
     encoder: Encoder
 
 
-class AlignPin(Pin):
+class AlignPin(ComputePin):
     run: str
     seed: Natural
     backbone: Backbone
@@ -638,16 +711,17 @@ class AlignPin(Pin):
     align: Align
 
 
-class SamplePin(Pin):
+class SamplePin(ComputePin):
     run: str
     seed: Natural
+    trained: bool
     still_of: str | None
     backbone: Backbone
-    bench: Bench
+    videos: Count
     noise_seed: Natural
 
 
-class BenchPin(Pin):
+class BenchPin(ComputePin):
     run: str
     seed: Natural
     bench: Bench
@@ -658,7 +732,7 @@ class ReportPin(Pin):
     params: Params
 
 
-class MiniaturePin(Pin):
+class MiniaturePin(ComputePin):
     model: Literal["cogvideox", "wan", "videomae", "raft"]
     pretraining: Pretraining
     backbones: dict[str, Backbone]
@@ -669,30 +743,31 @@ class MiniaturePin(Pin):
 def pin(params: Params, stage: str, **names: Any) -> Pin:
     """The share of the parameters that one job of `stage` reads.
 
-    names: source (collect); backbone (encode, targets); target (targets); run, seed (align, sample, bench); bench.
-    What a stage does not use is left out, so that editing it reruns nothing.
+    names: source (collect); backbone (encode, targets); target (targets); run, seed (align, sample, bench); bench;
+    model (miniature). What a stage does not use is left out, so that editing it reruns nothing.
     """
-    made = {"stage": stage, "revision": REVISIONS[stage], "machine": params.machine}
+    made = {"stage": stage, "revision": REVISIONS[stage]}
     bare = {name: row.model_copy(update={"sampling": None}) for name, row in params.backbones.items()}
-    learns_on = bare[params.teacher.backbone]
+    learns_on = sizes(bare[params.teacher.backbone])
     if stage == "collect":
         clip = (params.subset.frames, params.subset.fps, params.subset.short_side)
         return CollectPin(**made, source=params.sources[names["source"]], clip=clip)
     if stage == "subset":
         return SubsetPin(**made, sources=params.sources, subset=params.subset)
+    if stage == "report":
+        return ReportPin(**made, params=params.model_copy(update={"pretraining": None}))
+    made |= {"machine": params.machine}
     if stage == "synth":
         return SynthPin(**made, synth=params.synth, backbone=params.backbones[params.synth.backbone])
     if stage == "flow":
-        return FlowPin(**made, flow=params.flow, backbone=learns_on, encoder=params.encoder)
+        return FlowPin(**made, flow=params.flow, backbone=learns_on, encoder=sizes(params.encoder))
     if stage == "encode":
         return EncodePin(**made, backbone=bare[names["backbone"]])
     if stage == "teacher":
         return TeacherPin(**made, teacher=params.teacher, backbone=learns_on, encoder=params.encoder, flow=params.flow)
     if stage == "targets":
-        backbone = bare[names["backbone"]]
+        backbone = sizes(bare[names["backbone"]])
         return TargetsPin(**made, target=names["target"], backbone=backbone, encoder=params.encoder)
-    if stage == "report":
-        return ReportPin(**made, params=params.model_copy(update={"pretraining": None}))
     if stage == "miniature":
         own = {"pretraining": params.pretraining, "encoder": params.encoder, "flow": params.flow}
         return MiniaturePin(**made, model=names["model"], backbones=bare, **own)
@@ -703,16 +778,21 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
             **made,
             backbone=bare[run.backbone],
             method=params.methods[run.method],
-            encoder=params.encoder,
+            encoder=sizes(params.encoder),
             align=params.align.model_copy(update={"layer": params.layer(names["run"])}),
         )
     bench = params.benches[names["bench"]]
     if stage == "sample":
-        backbone = params.backbones[run.backbone]
-        return SamplePin(**made, still_of=run.still_of, backbone=backbone, bench=bench, noise_seed=params.sample.seed)
+        made |= {"trained": run.method is not None, "still_of": run.still_of, "noise_seed": params.sample.seed}
+        return SamplePin(**made, backbone=params.backbones[run.backbone], videos=bench.videos)
     return BenchPin(**made, bench=bench, flow=params.flow)
 
 
-def dump(pin: Pin) -> str:
-    """A pin as the YAML text of its file; equal pins give equal text."""
-    return yaml.safe_dump(pin.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
+def sizes(row: Any) -> Any:
+    """A backbone or encoder of which a stage reads the sizes and not the weights: other weights rerun nothing."""
+    return row.model_copy(update={"weights": "(not read)"})
+
+
+def dump(section: Section) -> str:
+    """A pin, or all parameters, as the YAML text of a file; equal ones give equal text."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)

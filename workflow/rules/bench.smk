@@ -64,9 +64,11 @@ rule report:
     """Tables, metrics.json and the page of this scale."""
     input:
         config=f"{RESULTS}/pins/report.yaml",
+        selection=f"{RESULTS}/clips/selection.jsonl",
         clips=per_shard("clips"),
         flow=per_shard("flow"),
         latents=rules.encode.input,
+        targets=rules.targets.input,
         teacher=rules.teacher.output,
         runs=rules.align.input,
         samples=rules.sample.input,

@@ -11,10 +11,31 @@ from moalign import config as settings
 from moalign.errors import Problem
 from moalign.manifest import write_text
 
-try:
-    PARAMS = settings.load("params.yaml", **config)  # `--config scale=paper` replaces a top-level key
-except Problem as problem:
-    raise WorkflowError(str(problem))
+
+def read_parameters():
+    """The parameters, and a frozen copy for the jobs on other nodes, which read this file again when they start.
+
+    So params.yaml may be edited, or broken, while they wait. `--config scale=paper` replaces a top-level key.
+    """
+    try:
+        if not workflow.is_main_process and (params := settings.frozen()):
+            return params
+        params = settings.load("params.yaml", **config)
+    except Problem as problem:
+        raise WorkflowError(str(problem)) from None
+    settings.freeze(keep("params", settings.dump(params)))
+    return params
+
+
+def keep(kind, text):
+    """Path of a file with this text, named by its hash."""
+    path = Path("work/pins", kind, f"{sha256(text.encode()).hexdigest()[:12]}.yaml")
+    if not path.exists():
+        write_text(path, text)
+    return str(path)
+
+
+PARAMS = read_parameters()
 
 RESULTS = f"results/{PARAMS.scale}"
 PAGE = f"{RESULTS}/report/index.html"
@@ -59,15 +80,10 @@ def per_shard(folder, kinds=("real", "synth")):
 
 
 def weights(path):
-    """What changes when a model's files do: the checksums in its folder. Hub names have their revision instead."""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    sums = folder / "SHA256SUMS"
-    return [str(sums)] if sums.exists() else []
-
-
-def trained():
-    """(run, seed) of every training that a table needs."""
-    return list(dict.fromkeys((run, seed) for run, _, seed in PARAMS.rows() if PARAMS.runs[run].method))
+    """What changes when a model's files do: the checksums in its folder, or the file itself. Of a hub name, nothing."""
+    path = Path(path)
+    sums = (path if path.is_dir() else path.parent) / "SHA256SUMS"
+    return [str(found) for found in [sums, path] if found.is_file()][:1]
 
 
 def aligned_with(run):
@@ -119,30 +135,18 @@ def targets_of(wildcards):
 
 def all_pins():
     """Name of every pin -> the stage and the names that `settings.pin` cuts it by."""
-    pins = {f"collect/{name}": ("collect", {"source": name}) for name, row in PARAMS.sources.items() if row.make}
+    pins = {f"collect/{name}": ("collect", {"source": name}) for name in PARAMS.sources}
     pins |= {stage: (stage, {}) for stage in ("subset", "synth", "flow", "teacher", "report")}
-    pins |= {f"miniature/{model}": ("miniature", {"model": model}) for model in MINIATURE}
+    for run, seed in PARAMS.trainings():
+        backbone = PARAMS.runs[run].backbone
+        pins[f"align/{run}-s{seed}"] = ("align", {"run": run, "seed": seed})
+        pins[f"encode/{backbone}"] = ("encode", {"backbone": backbone})
+    for backbone, target in PARAMS.targets():
+        pins[f"targets/{backbone}-{target}"] = ("targets", {"backbone": backbone, "target": target})
     for run, bench, seed in PARAMS.rows():
-        row = PARAMS.runs[run]
-        names = {"run": run, "seed": seed}
-        if row.method:
-            pins[f"align/{run}-s{seed}"] = ("align", names)
-            pins[f"encode/{row.backbone}"] = ("encode", {"backbone": row.backbone})
-            backbone, target = aligned_with(run)
-            if target:
-                pins[f"targets/{backbone}-{target}"] = (
-                    "targets",
-                    {"backbone": backbone, "target": target},
-                )
-        for name in filter(None, (run, row.still_of)):
-            pins[f"sample/{name}-s{seed}-{bench}"] = (
-                "sample",
-                {**names, "run": name, "bench": bench},
-            )
-            pins[f"bench/{name}-s{seed}-{bench}"] = (
-                "bench",
-                {**names, "run": name, "bench": bench},
-            )
+        for name in filter(None, (run, PARAMS.runs[run].still_of)):
+            for stage in ("sample", "bench"):
+                pins[f"{stage}/{name}-s{seed}-{bench}"] = (stage, {"run": name, "seed": seed, "bench": bench})
     return pins
 
 
@@ -152,8 +156,4 @@ PINS = all_pins()
 def share(wildcards):
     """A job's share of the parameters, resolved, kept under its hash: what a dry run names when it says what changed."""
     stage, names = PINS[wildcards.name]
-    text = settings.dump(settings.pin(PARAMS, stage, **names))
-    path = Path("work/pins", stage, f"{sha256(text.encode()).hexdigest()[:12]}.yaml")
-    if not path.exists():
-        write_text(path, text)
-    return str(path)
+    return keep(stage, settings.dump(settings.pin(PARAMS, stage, **names)))

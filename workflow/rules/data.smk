@@ -16,14 +16,24 @@ rule collection:
 
 
 rule collect:
-    """All collections."""
+    """All collections, those that a user brought included, and a list of their annotations."""
     input:
-        [annotations(name) for name, row in PARAMS.sources.items() if row.make],
+        [f"{RESULTS}/pins/collect/{name}.yaml" for name in PARAMS.sources],
+        annotations=[annotations(name) for name in PARAMS.sources],
+    output:
+        f"{RESULTS}/collections/index.txt",
+    log:
+        f"{RESULTS}/logs/collect/index.log",
+    conda:
+        "../../envs/moalign.yaml"
+    shell:
+        "printf '%s\\n' {input.annotations:q} > {output} 2> {log}"
 
 
 rule selection:
     """Which clips, from the annotations alone (Sec. 4.1)."""
     input:
+        rules.collect.output,
         config="results/{scale}/pins/subset.yaml",
         annotations=[annotations(name) for name in PARAMS.sources],
     output:
@@ -134,6 +144,6 @@ rule encode:
     input:
         [
             path
-            for backbone in dict.fromkeys(aligned_with(run)[0] for run, _ in trained())
+            for backbone in dict.fromkeys(PARAMS.runs[run].backbone for run, _ in PARAMS.trainings())
             for path in per_shard(f"latents/{backbone}", PARAMS.align.train_on)
         ],

@@ -4,22 +4,23 @@
 
 rule miniature_model:
     """Train one of them; a killed training goes on where it was."""
-    input:
-        config="results/{scale}/pins/miniature/{model}.yaml",
     output:
         "work/{scale}/miniature/models/{model}/SHA256SUMS",
     log:
-        "results/{scale}/logs/miniature/{model}.log",
+        "work/{scale}/miniature/{model}.log",
     wildcard_constraints:
         model="|".join(MINIATURE) or "none",
     conda:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
     params:
+        config=lambda wildcards: keep(
+            "miniature", settings.dump(settings.pin(PARAMS, "miniature", model=wildcards.model))
+        ),
         work="work/{scale}/miniature/{model}",
         out=subpath(output[0], parent=True),
     shell:
-        "moalign miniature --config {input.config} --work {params.work} --out {params.out} > {log} 2>&1"
+        "moalign miniature --config {params.config} --work {params.work} --out {params.out} > {log} 2>&1"
 
 
 rule miniature_models:
@@ -27,7 +28,7 @@ rule miniature_models:
     input:
         [f"work/{PARAMS.scale}/miniature/models/{model}/SHA256SUMS" for model in MINIATURE],
     log:
-        f"results/{PARAMS.scale}/logs/miniature/copy.log",
+        f"work/{PARAMS.scale}/miniature/copy.log",
     conda:
         "../../envs/moalign.yaml"
     params:

@@ -20,4 +20,4 @@ rule pin:
 rule pins:
     """Every pin of this scale."""
     input:
-        [f"{RESULTS}/pins/{name}.yaml" for name in PINS if not name.startswith("miniature/")],
+        [f"{RESULTS}/pins/{name}.yaml" for name in PINS],

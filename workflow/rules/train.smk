@@ -50,8 +50,7 @@ rule targets:
     input:
         [
             path
-            for backbone, target in dict.fromkeys(aligned_with(run) for run, _ in trained())
-            if target
+            for backbone, target in PARAMS.targets()
             for path in per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on)
         ],
 
@@ -85,4 +84,4 @@ rule align_run:
 rule align:
     """All trainings that a table needs."""
     input:
-        [f"{RESULTS}/runs/{run}/s{seed}/manifest.jsonl" for run, seed in trained()],
+        [f"{RESULTS}/runs/{run}/s{seed}/manifest.jsonl" for run, seed in PARAMS.trainings()],

@@ -67,7 +67,7 @@ class Table:
     videos: int  # of one training
     rules: dict[str, str]  # metric -> how it is defined
     rows: dict[str, dict[str, Cell]]  # run -> metric -> cell
-    pins: dict[str, str]  # run -> short hash of what was rated with
+    pins: dict[str, str]  # run -> short hashes of what was rated with, one per training
     code: str  # version and commit that rated
 
 
@@ -84,7 +84,7 @@ def make_table(results: Path, params: Params, name: str) -> Table:
             keys |= {(video.prompt_id, video.index) for video in manifest.read(results / "samples" / cell, Sample).rows}
             given = manifest.read(results / "scores" / cell, Score)
             rated[run][seed] = given.rows + scores.joint(given.rows)
-            pins[run] = given.header.pin[:10]
+            pins[run] = " ".join([*pins.get(run, "").split(), given.header.pin[:10]])
             codes.add(given.header.code)
     rules = {score.metric: score.rule for seeds in rated.values() for rows in seeds.values() for score in rows}
     cells: dict[str, dict[str, Cell]] = {run: {} for run in row.rows}

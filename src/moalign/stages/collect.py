@@ -9,6 +9,7 @@ clips that an installed package ships. The videos lie in videos/ beside the anno
 import importlib.metadata
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ SHOTS = (  # file, first frame, frame after the last, what is seen; bikes.mp4 ch
 
 def run(config: str, out: str) -> None:
     """Make the collection of the pin's source; `out` is its annotations.json."""
+    started = time.monotonic()
     pin = CollectPin.load(config)
     folder = Path(out).parent / "videos"
     with manifest.disk(folder):
@@ -43,7 +45,7 @@ def run(config: str, out: str) -> None:
         rows = MAKERS[pin.source.make](pin, folder)
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     manifest.write_text(out, f"[\n{lines}\n]\n")
-    say(f"{out}: {len(rows)} rows")
+    say(f"{out}: {len(rows)} rows in {time.monotonic() - started:.1f} s")
 
 
 # --- the miniature world -------------------------------------------------------------------------------------------
@@ -154,7 +156,8 @@ def footage(pin: CollectPin, folder: Path) -> list[dict]:
         try:
             video.pick(end - start, found.fps, frames, fps)
         except Problem:
-            continue  # too short a shot
+            say(f"left out {name}, frames {start} to {end}: too short for {frames} frames at {fps:g} fps")
+            continue
         shutil.copyfile(files[name], folder / name)
         row = {"path": f"videos/{name}", "cap": caption, "cut": [start, end]}
         row |= {"resolution": {"height": found.height, "width": found.width}, "fps": found.fps}

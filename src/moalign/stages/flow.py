@@ -1,7 +1,5 @@
 """RAFT's optical flow O of one shard of clips (Sec. 3.2): `moalign flow --config PIN --clips SHARD --out MANIFEST`."""
 
-from pathlib import Path
-
 import torch
 
 from moalign import device, manifest, shards
@@ -30,6 +28,6 @@ def run(config: str, clips: str, out: str) -> None:
             packed.append(raft.pack(O))
             made.count("values out of range", raft.outside(O))
         if packed:
-            shards.write_tensors(made.path.parent / Path(name), {"flow": torch.stack(packed)}, {"unit": "1/64 pixel"})
+            shards.write_tensors(made.path.parent / name, {"flow": torch.stack(packed)}, {"unit": "1/64 pixel"})
             made.file(name)
         made.count("clips", len(packed))

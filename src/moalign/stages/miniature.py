@@ -23,6 +23,7 @@ from moalign import backbones, config, device, manifest, shards
 from moalign.backbones import miniature as blueprint
 from moalign.backbones.base import TextToVideo
 from moalign.clips import normalise
+from moalign.config import MiniaturePin
 from moalign.progress import say, track
 from moalign.teacher import videomae
 from moalign.world import captions, corrupt, physics, render
@@ -47,7 +48,7 @@ class World:
 
 def run(config: str, work: str, out: str) -> None:
     """Train the pin's model and write it to `out`."""
-    pin = load(config)
+    pin = MiniaturePin.load(config)
     where = device.use(pin.machine)
     work_folder = Path(work)
     work_folder.mkdir(parents=True, exist_ok=True)
@@ -60,11 +61,6 @@ def run(config: str, work: str, out: str) -> None:
     card |= {"device": str(where), "threads": pin.machine.threads, "seconds": round(time.monotonic() - started)}
     manifest.write_text(Path(out) / "card.json", json.dumps(card, indent=1) + "\n")
     blueprint.write_sums(out)
-
-
-def load(path: str) -> config.MiniaturePin:
-    """The stage's pin."""
-    return config.MiniaturePin.load(path)
 
 
 def make_world(row: config.Pretraining, folder: Path) -> World:
@@ -140,7 +136,7 @@ def curve(losses: list[float], points: int = 50) -> list[float]:
 # --- the video models ----------------------------------------------------------------------------------------------
 
 
-def make_backbone(pin: config.MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
+def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
     """VAE first, then transformer and text encoder together on its latents."""
     row, recipe = pin.backbones[pin.model], pin.pretraining
     base = blueprint.pipeline(row.family, recipe.seed)
@@ -272,7 +268,7 @@ class MaskedAutoencoder(nn.Module):
         return functional.mse_loss(found[hide.flatten(1)], cubes[hide.flatten(1)])
 
 
-def make_encoder(pin: config.MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
+def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
     """Masked autoencoding: fill in what is hidden behind tubes through the whole clip."""
     recipe, settings = pin.pretraining, pin.pretraining.videomae
     model = MaskedAutoencoder(videomae.VideoMAE(pin.encoder), pin.encoder).to(where)
@@ -290,7 +286,7 @@ def make_encoder(pin: config.MiniaturePin, world: World, work: Path, out: Path, 
     return {"steps": settings.steps, "batch": settings.batch, "mask": recipe.mask, "loss": curve(losses)}
 
 
-def make_raft(pin: config.MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
+def make_raft(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
     """RAFT on exact flow: pairs one or two frames apart, at flow.size, every update's estimate weighed."""
     recipe, settings = pin.pretraining, pin.pretraining.raft
     model = getattr(optical_flow, pin.flow.model)(weights=None).to(where)

@@ -8,6 +8,7 @@ same machine must find again: no seconds, no paths, no hashes.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ from moalign.bench import tables
 from moalign.bench.tables import Cell, Metric, Table
 from moalign.config import Params, ReportPin, make_grid
 from moalign.errors import Problem
-from moalign.manifest import Choice, Clip, Flow, Header, Latent, Manifest, Sample, Score, Weights
+from moalign.manifest import Choice, Clip, Flow, Header, Latent, Manifest, Sample, Score, Target, Weights
+from moalign.progress import say
 from moalign.report import pictures, plots
 from moalign.report.plots import Curve
 from moalign.teacher import raft
@@ -39,6 +41,7 @@ NOT_LOSSES = ("step", "lr", "grad_norm")  # numbers of a training's log that are
 
 def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     """Write tables/*.md and metrics.json below `results`, and the page `out`."""
+    started = time.monotonic()
     params = ReportPin.load(config).params
     results = Path(results)
     wanted = expected(params)
@@ -51,6 +54,8 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     numbers = json.dumps(metrics(params, found, logs, filled), indent=1, sort_keys=True, allow_nan=False)
     manifest.write_text(results / "metrics.json", f"{numbers}\n")
     manifest.write_text(out, page(results, params, found, logs, filled))
+    count = sum(map(len, wanted.values()))
+    say(f"{out}: {len(filled)} tables from {count} manifests in {time.monotonic() - started:.1f} s")
 
 
 # --- what should be there ---------------------------------------------------------------------------------------------
@@ -64,22 +69,22 @@ def expected(params: Params) -> dict[str, list[tuple[str, type]]]:
         return [(f"{folder}/{name}/{shard:04d}.jsonl", kind) for name in names for shard in range(counts[name])]
 
     rows = params.rows()
-    backbones = dict.fromkeys(params.runs[name].backbone for name, _ in trainings(params))
+    backbones = dict.fromkeys(params.runs[name].backbone for name, _ in params.trainings())
     return {
         "subset": [("clips/selection.jsonl", Choice), *sharded("clips", Clip, ["real"])],
         "synth": sharded("clips", Clip, ["synth"]),
         "flow": sharded("flow", Flow),
         "encode": [item for name in backbones for item in sharded(f"latents/{name}", Latent, params.align.train_on)],
         "teacher": [(TEACHER, Weights)],
-        "align": [(f"runs/{name}/s{seed}/manifest.jsonl", Weights) for name, seed in trainings(params)],
+        "targets": [
+            item
+            for backbone, target in params.targets()
+            for item in sharded(f"targets/{backbone}/{target}", Target, params.align.train_on)
+        ],
+        "align": [(f"runs/{name}/s{seed}/manifest.jsonl", Weights) for name, seed in params.trainings()],
         "sample": [(f"samples/{name}/s{seed}/{bench}.jsonl", Sample) for name, bench, seed in rows],
         "bench": [(f"scores/{name}/s{seed}/{bench}.jsonl", Score) for name, bench, seed in rows],
     }
-
-
-def trainings(params: Params) -> list[tuple[str, int]]:
-    """(run, seed) of every training behind a table, once each."""
-    return list(dict.fromkeys((name, seed) for name, _, seed in params.rows() if params.runs[name].method))
 
 
 def check_all_there(results: Path, wanted: dict[str, list[tuple[str, type]]]) -> None:
@@ -132,7 +137,7 @@ def counts_of(headers: Iterable[Header]) -> dict[str, int]:
 def read_logs(results: Path, params: Params) -> dict[str, list[dict]]:
     """Lines of the log of every training, by name: the teacher's, then those of the runs."""
     paths = {"teacher": TEACHER}
-    paths |= {f"{name} s{seed}": f"runs/{name}/s{seed}/manifest.jsonl" for name, seed in trainings(params)}
+    paths |= {f"{name} s{seed}": f"runs/{name}/s{seed}/manifest.jsonl" for name, seed in params.trainings()}
     return {name: read_log(manifest.read(results / path, Weights)) for name, path in paths.items()}
 
 
@@ -222,7 +227,7 @@ def key_figures(params: Params, found: Found) -> list[tuple[str, str]]:
     return [
         (f"{sum(found.clips.values()):,}", "clips"),
         (f"{params.teacher.steps:,}", "steps of the motion teacher"),
-        (f"{len(trainings(params))} × {params.align.steps:,}", "fine-tunings × steps"),
+        (f"{len(params.trainings())} × {params.align.steps:,}", "fine-tunings × steps"),
         (f"{found.rows['sample']:,}", "sampled videos"),
     ]
 
@@ -427,7 +432,7 @@ def names(curves: list[Curve]) -> str:
 
 def align_view(params: Params, logs: dict[str, list[dict]]) -> list[dict[str, Any]]:
     """Stage 2: a panel per run, its trainings in one plot."""
-    runs = dict.fromkeys(run for run, _ in trainings(params))
+    runs = dict.fromkeys(run for run, _ in params.trainings())
     return [
         {"run": run, "what": tables.describe(params, run)}
         | align_panel(run, [logs[f"{run} s{seed}"] for seed in params.seeds_of(run)])

@@ -25,10 +25,14 @@ MIRRORED = 8  # videos that wandb gets of a run: one for each of the first promp
 def run(config: str, prompts: str, work: str, out: str, run: str | None = None, still: str | None = None) -> None:
     """Write mp4 files below a folder named like the bench, rows of manifest.Sample. `work` is for wandb's mirror."""
     pin = SamplePin.load(config)
-    if pin.still_of and still is None:
-        raise Problem(f"--still: missing; {pin.run} repeats the first frames of {pin.still_of}")
+    if bool(pin.still_of) != bool(still):
+        known = f"repeats the first frames of {pin.still_of}" if pin.still_of else "is no static control"
+        raise Problem(f"--still: {'given' if still else 'missing'}; {pin.run} {known}")
+    if pin.trained != bool(run):
+        known = "is trained: give its manifest" if pin.trained else "is sampled with the weights as they came"
+        raise Problem(f"--run: {'given' if run else 'missing'}; {pin.run} {known}")
     texts = read_prompts(prompts)
-    plan = [(number, index) for number in range(len(texts)) for index in range(pin.bench.videos)]
+    plan = [(number, index) for number in range(len(texts)) for index in range(pin.videos)]
     inputs = [path for path in (prompts, run, still) if path]
     with manifest.making(out, manifest.Sample, pin=config, inputs=inputs) as made:
         name = made.path.stem
@@ -51,7 +55,7 @@ def run(config: str, prompts: str, work: str, out: str, run: str | None = None, 
         made.count("videos", len(plan))
         made.count("prompts", len(texts))
         mirror = Mirror(Path(work) / name, pin.model_dump(mode="json"), f"{pin.run}-s{pin.seed}-{name}")
-        mirror.videos({row.prompt: made.path.parent / row.file for row in made.rows[:: pin.bench.videos][:MIRRORED]})
+        mirror.videos({row.prompt: made.path.parent / row.file for row in made.rows[:: pin.videos][:MIRRORED]})
         mirror.finish()
 
 

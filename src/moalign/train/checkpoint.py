@@ -60,7 +60,7 @@ def folder(work: str | Path, pin: str | Path, inputs: list[str]) -> Path:
 
 @contextmanager
 def alone(place: Path) -> Iterator[None]:
-    """Hold a checkpoint folder; Problem where another process does: an orphan of a killed workflow, most likely."""
+    """Hold a checkpoint folder. Where another process does, an orphan of a killed workflow most likely, wait for it."""
     with disk(place):
         place.mkdir(parents=True, exist_ok=True)
         file = open(place / "lock", "a+")  # noqa: SIM115, closed below
@@ -69,10 +69,8 @@ def alone(place: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise Problem(
-                f"{place}: {file.read().strip() or 'another process'} is training here; wait for it, or end it"
-                " (scancel) and run again"
-            ) from None
+            say(f"{place}: {file.read().strip() or 'another process'} is training here; waiting until it ends")
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             say(f"{place}: this file system has no locks; see to it that no second process trains here")
         file.truncate(0)
