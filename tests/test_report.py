@@ -15,7 +15,7 @@ import torch
 from moalign import config, manifest, shards, video
 from moalign.bench import tables
 from moalign.errors import Problem
-from moalign.manifest import Choice, Clip, Flow, Latent, Sample, Score, Weights
+from moalign.manifest import Choice, Clip, Flow, Latent, Sample, Score, Target, Weights
 from moalign.report import pictures, plots
 from moalign.stages import report
 from moalign.teacher import raft
@@ -102,7 +102,7 @@ class Making:
                 self.derived(kind, shard, made.rows)
 
     def derived(self, kind, shard, rows):
-        """Flow and latents of one shard."""
+        """Flow, latents and targets of one shard."""
         flows = []
         with manifest.making(self.results / f"flow/{kind}/{shard:04d}.jsonl", Flow, pin=self.pin("flow")) as made:
             for index, clip in enumerate(rows):
@@ -122,6 +122,10 @@ class Making:
             pin=self.pin("encode", backbone="cogvideox"),
         ) as made:
             made.rows += [Latent(clip.key, "0000.safetensors", index, 6) for index, clip in enumerate(rows)]
+        for backbone, target in self.params.targets():
+            path = self.results / f"targets/{backbone}/{target}/{kind}/{shard:04d}.jsonl"
+            with manifest.making(path, Target, pin=self.pin("targets", backbone=backbone, target=target)) as made:
+                made.rows += [Target(clip.key, "0000.safetensors", index) for index, clip in enumerate(rows)]
 
     def teacher(self):
         """Stage 1's manifest and log."""
