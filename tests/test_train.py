@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,17 +179,18 @@ def test_the_newest_two_and_the_best_are_kept_and_the_best_is_exported(tmp_path)
     assert checkpoint.read(checkpoint.listed(tmp_path)[-1]).optimizer is None
 
 
-def test_a_second_process_waits_until_the_first_has_ended(tmp_path, capsys):
-    """An orphan of a killed workflow trains on; its successor then finds all of its work."""
-    orphan = threading.Thread(target=lambda: train_toy.train(tmp_path))
-    with checkpoint.alone(tmp_path):
-        orphan.start()
-        orphan.join(timeout=2)
-        assert orphan.is_alive()
-        assert not checkpoint.listed(tmp_path)
-    orphan.join(timeout=120)
-    assert checkpoint.listed(tmp_path)
-    assert f"process {os.getpid()} on" in capsys.readouterr().err
+def test_a_second_process_waits_until_the_first_has_ended(tmp_path):
+    """An orphan of a killed workflow trains on; its successor then goes on from all of its work."""
+    place = tmp_path / "whole"
+    with checkpoint.alone(place):
+        successor = start(tmp_path)
+        lines = iter(successor.stdout.readline, "")
+        waiting = next(line for line in lines if "waiting until it ends" in line)
+        assert f"process {os.getpid()} on" in waiting
+        assert not checkpoint.listed(place)
+    output, _ = successor.communicate(timeout=120)
+    assert successor.returncode == 0, output
+    assert checkpoint.listed(place)
 
 
 def test_checkpoints_belong_to_a_pin_and_its_data(tmp_path):
