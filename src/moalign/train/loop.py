@@ -155,6 +155,9 @@ class Training:
     def run(self, log: Journal, told: "Told") -> None:
         """From the state's step to the last."""
         first, last = self.state.step, self.settings.steps
+        clips = f"{len(self.data.train)} training clips, {len(self.data.heldout)} held out"
+        split = f"{self.micro} x {self.accumulation} x {self.accelerator.num_processes}"
+        self.say(f"{self.plan.key}: {clips}; {self.settings.batch} a step = {split} (micro-batch, accumulation, ranks)")
         if self.state.last is None and self.validate(log):
             self.save(log)
         steps: Iterable[int] = range(first, last)
