@@ -295,8 +295,7 @@ def test_the_bench_has_its_own_seeds_and_its_file():
 
 
 def pin(tmp_path, clip=(17, 8.0, 64), **source):
-    machine = config.load("params.yaml", scale="smoke").machine
-    made = config.CollectPin(stage="collect", revision=1, machine=machine, source=config.Source(**source), clip=clip)
+    made = config.CollectPin(stage="collect", revision=1, source=config.Source(**source), clip=clip)
     path = tmp_path / "pin.yaml"
     path.write_text(config.dump(made))
     return str(path)
