@@ -14,7 +14,7 @@ LINE_SECONDS = 15.0  # between lines in a log file
 def track(items: Iterable[Item], what: str, total: int | None = None, done: int = 0) -> Iterator[Item]:
     """Yield the items, showing what is counted, the rate and the time left. `done` were finished before (a resume)."""
     if total is None:
-        total = done + len(items)  # type: ignore[arg-type]
+        total = done + len(items)  # a sized collection, where no total is given
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, initial=done, dynamic_ncols=True)
         return

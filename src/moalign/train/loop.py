@@ -8,6 +8,7 @@ micro-batch, nor a stop and resume changes what a step computes.
 import math
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,16 +44,16 @@ class Batch(Protocol):
     keys: list[str]
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What a stage trains: its parameters are the optimiser's."""
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses as fp32 scalars, means over the batch's clips; `loss` is the one that is minimised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Validation: name -> (sum, weight); the metric is the quotient of both sums over all batches."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
