@@ -524,12 +524,14 @@ def test_raft_loads_its_state_dict_and_nothing_else(tmp_path):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-600.0, 600.0, width=32), min_size=1, max_size=50))
+@given(st.lists(st.floats(-600.0, 600.0, width=32), min_size=4, max_size=48))
 def test_packing_errs_by_less_than_half_a_step_and_saturates_beyond(values):
-    O = torch.tensor(values)
+    width = len(values) // 4
+    O = torch.tensor(values[: 4 * width]).view(1, 2, 2, width)
     stored = raft.pack(O)
-    assert stored.dtype == torch.int16
-    back = raft.unpack(stored)
+    assert stored.dtype == torch.uint8 and stored.ndim == 1
+    back = raft.unpack(stored, (2, width))
+    assert back.shape == O.shape
     fits = (O >= -512 - 1 / 128) & (O < 512 - 1 / 128)
     assert ((back - O).abs()[fits] <= 1 / 128).all()
     assert back[O > 512].eq(32767 / 64).all()
@@ -540,9 +542,21 @@ def test_packing_errs_by_less_than_half_a_step_and_saturates_beyond(values):
 
 
 def test_what_is_no_number_is_counted_and_stored_as_rest():
-    O = torch.tensor([float("nan"), float("inf"), 1.0])
+    O = torch.tensor([float("nan"), float("inf"), 1.0, -0.5]).view(1, 2, 1, 2)
     assert raft.outside(O) == 2
-    assert raft.pack(O).tolist() == [0, 32767, 64]
+    assert raft.unpack(raft.pack(O), (1, 2)).flatten().tolist() == [0, 32767 / 64, 1.0, -0.5]
+
+
+def test_smooth_flow_is_stored_small_and_another_size_is_refused():
+    y, x = torch.meshgrid(torch.linspace(0, 3, 128), torch.linspace(0, 3, 192), indexing="ij")
+    O = torch.stack([x.sin() * 9, y.cos() * 4]).expand(23, -1, -1, -1)
+    stored = raft.pack(O)
+    assert len(stored) < O.numel() * 2 / 4
+    assert (raft.unpack(stored, (128, 192)) - O).abs().max() <= 1 / 128
+    with pytest.raises(Problem, match=r"flow.size: a stored flow is not of 128 x 190 .*; run `flow` again"):
+        raft.unpack(stored, (128, 190))
+    with pytest.raises(Problem, match=r"run `flow` again"):
+        raft.unpack(stored[:100], (128, 192))
 
 
 # --- targets --------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Clips(Dataset):
 
 
 class FlowClips(Clips):
-    """Stage 1: {key, x0 [3, F, H, W] in [-1, 1], flow int16 [Fm-1, 2, h, w] as stored (1/64 pixel)}."""
+    """Stage 1: {key, x0 [3, F, H, W] in [-1, 1], flow uint8 [bytes] as `raft.pack` stored it}."""
 
     def __init__(
         self,
@@ -99,7 +99,12 @@ class FlowClips(Clips):
     def __getitem__(self, i: int) -> dict[str, Any]:
         key = self.keys[i]
         x0 = load_clip(*self.clips[key], self.frames, self.fps, self.size)
-        return {"key": key, "x0": x0, "flow": self.row(self.flows[key], "flow")}
+        return {"key": key, "x0": x0, "flow": self.flow(i)}
+
+    def flow(self, i: int) -> Tensor:
+        """The stored flow of a clip."""
+        folder, row = self.flows[self.keys[i]]
+        return self.shards[folder / row.file].ragged("flow", row.index)
 
 
 class LatentClips(Clips):
@@ -132,8 +137,7 @@ class LatentClips(Clips):
         """Prompt states of a clip, zeros after the last token: [text_tokens, Dtext]."""
         folder, latent = self.latents[key]
         shard = self.shards[folder / latent.file]
-        first, last = shard["offsets"][latent.index : latent.index + 2].tolist()
-        states = shard["prompt"][first:last].float()
+        states = shard.ragged("prompt", latent.index).float()
         if len(states) != latent.tokens or len(states) > self.text_tokens:
             raise Problem(
                 f"{shard.path}: {key}: {len(states)} prompt states where its manifest says {latent.tokens}"

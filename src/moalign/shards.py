@@ -73,6 +73,14 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
     return data
 
 
+def end_to_end(name: str, parts: "list[Tensor]") -> "dict[str, Tensor]":
+    """Parts of different lengths as one tensor and its offsets [N + 1]: what `TensorShard.ragged` reads."""
+    import torch
+
+    lengths = torch.tensor([0, *(len(part) for part in parts)])
+    return {name: torch.cat(parts), "offsets": lengths.cumsum(0)}
+
+
 def write_tensors(path: str | Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Stacked tensors as one safetensors file, by rename."""
     from safetensors.torch import save_file  # late: who only packs clips need not load torch
@@ -122,6 +130,17 @@ class TensorShard:
                 " run the stage that makes it again"
             )
         return rows[index].clone()
+
+    def ragged(self, name: str, index: int) -> "Tensor":
+        """A copy of part `index` of what `end_to_end` laid out: rows offsets[index] to offsets[index + 1]."""
+        offsets = self["offsets"]
+        if not 0 <= index < offsets.get_shape()[0] - 1:
+            raise Problem(
+                f"{self.path}: {name} has {offsets.get_shape()[0] - 1} parts and a manifest names part {index};"
+                " run the stage that makes it again"
+            )
+        first, last = offsets[index : index + 2].tolist()
+        return self[name][first:last].clone()
 
 
 class TensorShards:

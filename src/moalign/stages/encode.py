@@ -24,7 +24,7 @@ def run(config: str, clips: str, out: str) -> None:
     backbone = backbones.load(pin.backbone, device=where, parts=("vae", "text"))
     with manifest.making(out, manifest.Latent, pin=config, inputs=[clips]) as made:
         name = f"{made.path.stem}.safetensors"
-        means, logvars, prompts, offsets = [], [], [], [0]
+        means, logvars, prompts = [], [], []
         for clip in track(given.rows, "encode"):
             x0 = load_clip(given.path.parent, clip, pin.backbone.frames, pin.backbone.fps, pin.backbone.size)
             mean, logvar = backbone.posterior(x0[None].to(where))
@@ -33,9 +33,8 @@ def run(config: str, clips: str, out: str) -> None:
             means.append(mean[0].half().cpu())
             logvars.append(logvar[0].half().cpu())
             prompts.append(states.float().cpu())
-            offsets.append(offsets[-1] + len(states))
         if means:
-            tensors = {"mean": torch.stack(means), "logvar": torch.stack(logvars), "prompt": torch.cat(prompts)}
-            shards.write_tensors(made.path.parent / name, tensors | {"offsets": torch.tensor(offsets)})
+            tensors = {"mean": torch.stack(means), "logvar": torch.stack(logvars)}
+            shards.write_tensors(made.path.parent / name, tensors | shards.end_to_end("prompt", prompts))
             made.file(name)
         made.count("clips", len(means))

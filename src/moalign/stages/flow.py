@@ -11,7 +11,7 @@ from moalign.teacher import raft
 
 @torch.no_grad()
 def run(config: str, clips: str, out: str) -> None:
-    """Write the flow shard of a clip manifest: int16 [N, Fm-1, 2, h, w], rows of manifest.Flow."""
+    """Write the flow shard of a clip manifest: deflated clip by clip (`raft.pack`), rows of manifest.Flow."""
     pin = FlowPin.load(config)
     where = device.use(pin.machine)
     grid = make_grid(pin.backbone, pin.encoder)
@@ -28,6 +28,6 @@ def run(config: str, clips: str, out: str) -> None:
             packed.append(raft.pack(O))
             made.count("values out of range", raft.outside(O))
         if packed:
-            shards.write_tensors(made.path.parent / name, {"flow": torch.stack(packed)}, {"unit": "1/64 pixel"})
+            shards.write_tensors(made.path.parent / name, shards.end_to_end("flow", packed), {"unit": "1/64 pixel"})
             made.file(name)
         made.count("clips", len(packed))

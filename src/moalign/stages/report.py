@@ -373,7 +373,7 @@ def flow_strip(params: Params, folder: Path, clip: Clip, flows: Manifest[Flow], 
     """A clip's frames where some of its flows begin, and these flows."""
     backbone = params.backbones[params.teacher.backbone]
     grid = make_grid(backbone, params.encoder)
-    O = raft.unpack(shards.TensorShard(flows.locate(row.file)).row("flow", row.index))
+    O = raft.unpack(shards.TensorShard(flows.locate(row.file)).ragged("flow", row.index), params.flow.size)
     x0 = clips.load_clip(folder, clip, backbone.frames, backbone.fps, backbone.size)
     seen = raft.view(x0[None], grid, params.flow.size)[0]  # [3, F-1, h, w]
     steps = raft.transitions(params.flow.reading, grid.flows, grid.teacher_tubelet)

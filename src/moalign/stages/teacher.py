@@ -80,16 +80,19 @@ class SeenClips(FlowClips):
         key = self.keys[i]
         return {"key": key, "flow": self.flow(i)} if key in self.known else super().__getitem__(i)
 
-    def flow(self, i: int) -> Tensor:
-        """O of a clip, int16 as stored."""
-        return self.row(self.flows[self.keys[i]], "flow")
-
 
 class Features:
     """S = V(x0) as clips are drawn, one clip at a time, so that its numbers depend on no other clip."""
 
-    def __init__(self, encoder: videomae.VideoMAE, grid: Grid, known: dict[str, Tensor], device: torch.device):
-        self.encoder, self.grid, self.known, self.device = encoder.to(device), grid, known, device
+    def __init__(
+        self,
+        encoder: videomae.VideoMAE,
+        grid: Grid,
+        size: tuple[int, int],
+        known: dict[str, Tensor],
+        device: torch.device,
+    ):
+        self.encoder, self.grid, self.size, self.known, self.device = encoder.to(device), grid, size, known, device
         self.room = MEMORY
 
     @torch.no_grad()
@@ -106,7 +109,7 @@ class Features:
     def collate(self, items: list[dict[str, Any]], streams: Tensor) -> Batch:
         """Rows of SeenClips as a batch; nothing is random in stage 1 but the order."""
         S = torch.stack([self(item) for item in items])
-        O = torch.stack([raft.unpack(item["flow"]) for item in items])
+        O = torch.stack([raft.unpack(item["flow"], self.size) for item in items])
         return Batch([item["key"] for item in items], S, O)
 
 
@@ -118,7 +121,7 @@ def run(config: str, clips: list[str], flow: list[str], work: str, out: str) -> 
     train, heldout = (
         SeenClips(clips, flow, split, row.frames, row.fps, row.size, known=known) for split in ("train", "heldout")
     )
-    features = Features(videomae.load(pin.encoder), grid, known, accelerator.device)
+    features = Features(videomae.load(pin.encoder), grid, pin.flow.size, known, accelerator.device)
     torch.manual_seed(pin.teacher.seed)
     head = motion.MotionHead(pin.encoder.width, pin.teacher.channels)
     decoder = motion.FlowDecoder(head.width, pin.teacher.decoder, pin.flow.size)
@@ -133,7 +136,7 @@ def run(config: str, clips: list[str], flow: list[str], work: str, out: str) -> 
         return
     with manifest.making(out, manifest.Weights, pin=config, inputs=inputs) as made:
         export(learner, loop.fit(*given), made, pin)
-        made.notes |= baselines(train, heldout, pin.teacher.foreground)
+        made.notes |= baselines(train, heldout, pin)
         made.notes["processes"] = accelerator.num_processes
         for name in ("validation", "zero_flow", "mean_flow"):
             say(f"teacher: {name}, held-out clips: {made.notes.get(name)}")
@@ -153,16 +156,17 @@ def export(learner: Learner, outcome: loop.Outcome, made: manifest.Making, pin: 
     made.notes["validation"] = outcome.metrics
 
 
-def baselines(train: SeenClips, heldout: SeenClips, foreground: float) -> dict[str, dict[str, float]]:
+def baselines(train: SeenClips, heldout: SeenClips, pin: TeacherPin) -> dict[str, dict[str, float]]:
     """Errors on the validation's clips of two flows that know nothing: none at all, and the training clips' mean."""
     if not len(heldout):
         return {}
     sample = draw(loop.VALIDATION_SEED, 0, min(loop.VALIDATION, len(train)), len(train))
-    mean = sum(raft.unpack(train.flow(i)).double() for i in sample).div(len(sample)).float()
-    flows = [raft.unpack(heldout.flow(i)) for (i,) in loop.validation_groups(len(heldout), 1)]
+    size = pin.flow.size
+    mean = sum(raft.unpack(train.flow(i), size).double() for i in sample).div(len(sample)).float()
+    flows = [raft.unpack(heldout.flow(i), size) for (i,) in loop.validation_groups(len(heldout), 1)]
     found = {}
     for name, O_hat in {"zero_flow": torch.zeros_like(mean), "mean_flow": mean}.items():
-        rows = [errors(O_hat[None], O[None], foreground) for O in flows]
+        rows = [errors(O_hat[None], O[None], pin.teacher.foreground) for O in flows]
         sums = {key: [sum(float(row[key][side]) for row in rows) for side in (0, 1)] for key in rows[0]}
         found[name] = {key: total / weight for key, (total, weight) in sums.items() if weight}
     return found
