@@ -28,17 +28,21 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Generator, distributed
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from moalign import backbones, config
+from moalign.align.losses import soft_trd
+from moalign.align.projector import Projector
 from moalign.backbones import CogVideoX, TextToVideo, Wan, loading, miniature
+from moalign.backbones.base import ATTENTION
 from moalign.backbones.loading import Parts
 from moalign.errors import Problem
 from moalign.interfaces import Noised
 
 FAMILIES = ("cogvideox", "wan")
 PARAMS = config.load(Path(__file__).parents[1] / "params.yaml", scale="miniature")
-PROMPTS = ["a red ball falls", "Tom &amp; Jerry\u2019s   blue box â€” slides", "", "a very long caption " * 9]
+PROMPTS = ["a red ball falls", "Tom &amp; Jerry\u2019s   blue box", "", "a very long caption " * 9]
 BOTH = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -98,8 +102,9 @@ def latents(count: int, seed: int = 0) -> torch.Tensor:
 def step(backbone: TextToVideo, layer: int | None, count: int = 2) -> tuple[Noised, torch.Tensor, torch.Tensor | None]:
     """One forward pass on fixed inputs: what was asked, the prediction, Y."""
     noised = backbone.noise(latents(count), torch.arange(count) + 5)
-    prompt = torch.randn(count, 96, 64, generator=Generator().manual_seed(1))
-    return noised, *backbone.predict(noised, prompt, layer)
+    prompt = torch.randn(count, miniature.TEXT_TOKENS, 64, generator=Generator().manual_seed(1))
+    prediction, Ys = backbone.predict(noised, prompt, () if layer is None else (layer,))
+    return noised, prediction, *(Ys or [None])
 
 
 def gradients(backbone: TextToVideo) -> dict[str, torch.Tensor]:
@@ -118,16 +123,16 @@ def test_shapes_of_the_five_calls(shared, family):
     z0 = backbone.encode(x0)
     assert z0.shape == (2, 8, *backbone.grid.latents) and z0.dtype == torch.float32
     prompt = backbone.embed(["a red ball falls", "a box"])
-    assert prompt.shape == (2, 96, 64)
+    assert prompt.shape == (2, miniature.TEXT_TOKENS, 64)
     noised = backbone.noise(z0, torch.tensor([3, 4]))
     assert noised.t.shape == (2,) and noised.z_t.shape == noised.target.shape
-    prediction, Y = backbone.predict(noised, prompt, layer=4)
+    prediction, (Y,) = backbone.predict(noised, prompt, (4,))
     assert prediction.shape == noised.target.shape
     assert (
         Y.shape == (2, *backbone.grid.tokens, backbone.row.width) == (2, 3, 4, 4, {"cogvideox": 128, "wan": 96}[family])
     )
-    alone, nothing = backbone.predict(noised, prompt, layer=None)
-    assert nothing is None and torch.equal(alone, prediction)
+    alone, nothing = backbone.predict(noised, prompt)
+    assert nothing == [] and torch.equal(alone, prediction)
     first, last = backbone.ends
     assert first.weight.shape[:2] == (backbone.row.width, 8) and last.weight.shape == (32, backbone.row.width)
 
@@ -190,7 +195,8 @@ def test_Y_is_the_video_stream_in_its_own_order(fresh, family):
     patch = (slice(row * 2, row * 2 + 2), slice(column * 2, column * 2 + 2))
     touched = noised.z_t.clone()
     touched[(0, frame, slice(None), *patch) if family == "cogvideox" else (0, slice(None), frame, *patch)] += 1
-    _, Y_touched = backbone.predict(Noised(touched, noised.t, noised.target), torch.zeros(1, 96, 64), layer=3)
+    prompt = torch.zeros(1, miniature.TEXT_TOKENS, 64)
+    _, (Y_touched,) = backbone.predict(Noised(touched, noised.t, noised.target), prompt, (3,))
     changed = (Y - Y_touched).abs().amax(-1)[0].nonzero().tolist()
     assert changed == [[frame, row, column]]
 
@@ -287,6 +293,50 @@ def training_step(backbone: TextToVideo, layer: int = 4) -> tuple[torch.Tensor, 
     return Y.detach(), gradients(backbone)
 
 
+class Attentions(TorchDispatchMode):
+    """Counts the calls of the attention kernel."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func in ATTENTION
+        return func(*args, **(kwargs or {}))
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")
+@pytest.mark.parametrize("kind, again", [("none", 0), ("keep_attention", 0), ("full", 1)])
+def test_what_checkpointing_computes_again(fresh, family, kind, again):
+    """Attention runs once more on the way back under `full` alone; activations are let go under both."""
+    backbone = fresh(family, parts=("transformer",))
+    per_pass = 6 * {"cogvideox": 1, "wan": 2}[family]
+    training_step(backbone)
+    plain = gradients(backbone)
+    backbone.transformer.zero_grad()
+    backbone.checkpoint(kind)
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x)
+    with Attentions() as mode, hooks:
+        training_step(backbone)
+    assert mode.calls == per_pass * (1 + again)
+    assert all(torch.equal(plain[name], gradient) for name, gradient in gradients(backbone).items())
+    assert backbone.transformer.is_gradient_checkpointing == (kind != "none")
+    few = 200 if family == "cogvideox" else 250
+    assert (len(saved) < few) == (kind != "none"), len(saved)
+
+
+@BOTH
+def test_several_layers_at_once(fresh, family):
+    backbone = fresh(family, parts=("transformer",))
+    alone = {layer: step(backbone, layer)[2] for layer in (2, 5)}
+    noised, prompt = (
+        backbone.noise(latents(2), torch.arange(2) + 5),
+        torch.randn(2, miniature.TEXT_TOKENS, 64, generator=Generator().manual_seed(1)),
+    )
+    _, Ys = backbone.predict(noised, prompt, (5, 2))
+    assert torch.equal(Ys[0], alone[5]) and torch.equal(Ys[1], alone[2])
+
+
 @BOTH
 def test_checkpointing_changes_neither_Y_nor_gradients(fresh, family):
     backbone = fresh(family, parts=("transformer",))
@@ -295,7 +345,7 @@ def test_checkpointing_changes_neither_Y_nor_gradients(fresh, family):
     Y, plain = training_step(backbone)
     assert len(calls) == 1
     backbone.transformer.zero_grad()
-    backbone.transformer.enable_gradient_checkpointing()
+    backbone.checkpoint("full")
     with set_checkpoint_early_stop(False):  # the whole block runs again, its hooks included
         Y_again, recomputed = training_step(backbone)
     assert len(calls) == 3, "the hooks fired again during backward"
@@ -310,11 +360,11 @@ def test_checkpointing_changes_neither_Y_nor_gradients(fresh, family):
 def test_no_tensor_outlives_its_step(fresh, family, checkpointing):
     backbone = fresh(family, parts=("transformer",))
     if checkpointing:
-        backbone.transformer.enable_gradient_checkpointing()
+        backbone.checkpoint("full")
     _, prediction, Y = step(backbone, layer=2)
     (prediction.mean() + Y.mean()).backward()
     held = weakref.ref(Y._base if Y._base is not None else Y)
-    assert backbone.tap.output is None and backbone.tap.layer is None
+    assert not backbone.tap.outputs and not backbone.tap.wanted
     del prediction, Y
     gc.collect()
     assert held() is None
@@ -325,8 +375,8 @@ def test_a_failed_forward_leaves_the_tap_idle(fresh, family):
     backbone = fresh(family, parts=("transformer",))
     noised = backbone.noise(latents(1), torch.tensor([1]))
     with pytest.raises(RuntimeError):
-        backbone.predict(noised, torch.zeros(1, 96, 63), layer=2)
-    assert backbone.tap.output is None and backbone.tap.layer is None
+        backbone.predict(noised, torch.zeros(1, miniature.TEXT_TOKENS, 63), (2,))
+    assert not backbone.tap.outputs and not backbone.tap.wanted
 
 
 @BOTH
@@ -334,7 +384,7 @@ def test_a_failed_forward_leaves_the_tap_idle(fresh, family):
 def test_the_alignment_gradient_reaches_blocks_up_to_layer_and_no_further(fresh, family, layer, checkpointing):
     backbone = fresh(family, parts=("transformer",))
     if checkpointing:
-        backbone.transformer.enable_gradient_checkpointing()
+        backbone.checkpoint("full")
     step(backbone, layer)[2].square().mean().backward()
     reached = gradients(backbone)
     for number in range(1, 7):
@@ -353,7 +403,7 @@ def test_wrapped_by_ddp(fresh, family, tmp_path):
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         backbone = fresh(family, parts=("transformer",))
-        backbone.transformer.enable_gradient_checkpointing()
+        backbone.checkpoint("full")
         backbone.module = DistributedDataParallel(backbone.module)
         Y_wrapped, found = training_step(backbone)
     finally:
@@ -384,7 +434,9 @@ def test_compiled(folders):
 def stock_prompts(folder: Path, family: str, prompts: list[str]) -> torch.Tensor:
     pipeline = {"cogvideox": CogVideoXPipeline, "wan": WanPipeline}[family].from_pretrained(folder)
     with torch.no_grad():
-        return pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=96)[0]
+        return pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=miniature.TEXT_TOKENS
+        )[0]
 
 
 @BOTH
@@ -403,11 +455,12 @@ def test_cached_states_give_back_the_same_prompts(shared, family):
     assert torch.equal(backbone.pad(restored), backbone.embed(PROMPTS))
     lengths = [len(kept) for kept in states]
     if family == "wan":
-        assert lengths == [17, len("Tom & Jerry's blue box — slides".encode()) + 1, 1, 96], "bytes and the end mark"
-        assert not backbone.pad(states)[0, 17:].any()
+        spelled = [len(f" {text}".encode()) + 1 for text in ("a red ball falls", "Tom & Jerry's blue box")]
+        assert lengths == [*spelled, 1, miniature.TEXT_TOKENS], "bytes and the end mark"
+        assert not backbone.pad(states)[0, spelled[0] :].any()
     else:
-        assert lengths == [96] * 4, "without a mask the padding's own states count"
-        assert states[0][40:].abs().min() > 0 and not torch.allclose(states[0][40:], states[2][40:])
+        assert lengths == [miniature.TEXT_TOKENS] * 4, "without a mask the padding's own states count"
+        assert states[0][20:].abs().min() > 0 and not torch.allclose(states[0][20:], states[2][20:])
 
 
 @BOTH
@@ -426,7 +479,7 @@ def test_states_of_another_backbone_are_refused(shared, family):
 
 
 def test_cogvideox_refuses_states_without_their_padding(shared):
-    with pytest.raises(Problem, match=r"17 tokens.*96.*encode"):
+    with pytest.raises(Problem, match=r"17 tokens.*32.*encode"):
         shared["cogvideox"].pad([torch.zeros(17, 64)])
 
 
@@ -465,7 +518,7 @@ def stock_frames(folder: Path, family: str, cfg: config.Sampling, seed: int, tra
         num_inference_steps=cfg.steps,
         guidance_scale=cfg.guidance,
         generator=Generator().manual_seed(seed),
-        max_sequence_length=96,
+        max_sequence_length=miniature.TEXT_TOKENS,
         output_type="pt",
         **extra,
     ).frames.transpose(1, 2)
@@ -607,7 +660,7 @@ def test_bf16_leaves_the_vae_in_fp32(fresh, family):
         ({"width": 64}, r"transformer: num_attention_heads x attention_head_dim is \d+, .*`width`.* is 64"),
         ({"patch": 4}, r"transformer: patch_size is 2, .*`patch`.* is 4"),
         ({"stride": (4, 8)}, r"vae: stride in time and space is \[4, 4\], .*`stride`.* is \[4, 8\]"),
-        ({"text_tokens": 226}, r"(transformer|tokenizer): .* is 96, .*`text_tokens`.* is 226"),
+        ({"text_tokens": 226}, r"(transformer|tokenizer): .* is 32, .*`text_tokens`.* is 226"),
     ],
 )
 def test_a_row_that_disagrees_with_the_checkpoint(folders, family, changes, message):
@@ -632,7 +685,7 @@ def test_a_folder_that_is_not_there(folders):
 def test_a_hub_name_that_cannot_be_had(monkeypatch):
     asked = {}
 
-    def offline(name: str, allow_patterns: list[str]) -> str:
+    def offline(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked[name] = allow_patterns
         raise LocalEntryNotFoundError("no network and not in the cache\nmore lines")
 
@@ -645,8 +698,10 @@ def test_a_hub_name_that_cannot_be_had(monkeypatch):
 
 
 def test_a_hub_name_loads_from_the_folder_that_the_hub_gives(monkeypatch, folders):
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, allow_patterns: str(folders["wan"]))
-    backbone = backbones.load(row_of("wan", Path("some/model")), parts=("transformer",))
+    asked = []
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **how: asked.append(how) or str(folders["wan"]))
+    backbone = backbones.load(row_of("wan", Path("some/model"), revision="0fc1"), parts=("transformer",))
+    assert asked[0]["revision"] == "0fc1"
     assert backbone.transformer.config._name_or_path == "some/model"
 
 
@@ -731,7 +786,7 @@ def test_miniature_models(family, tmp_path):
         row = params.backbones[family].model_copy(update={"weights": str(one)})
         backbone = backbones.load(row, params.grid(family))
     z0 = backbone.encode(torch.zeros(1, 3, 17, 64, 64))
-    _, Y = backbone.predict(backbone.noise(z0, torch.tensor([1])), backbone.embed(["a ball"]), layer=4)
+    _, (Y,) = backbone.predict(backbone.noise(z0, torch.tensor([1])), backbone.embed(["a ball"]), (4,))
     assert Y.shape == (1, 5, 8, 8, row.width)
 
 
@@ -757,17 +812,32 @@ def paper_backbone(family: str) -> tuple[TextToVideo, int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "billions", "latent", "text", "tokens"),
+    ("family", "billions", "latent", "text", "tokens", "motion"),
     [
-        ("cogvideox", 1.69, (13, 16, 60, 90), 226, (13, 30, 45, 1920)),
-        ("wan", 1.42, (16, 13, 60, 104), 512, (13, 30, 52, 1536)),
+        ("cogvideox", 1.69, (13, 16, 60, 90), 226, (13, 30, 45, 1920), (24, 10, 15)),
+        ("wan", 1.42, (16, 13, 60, 104), 512, (13, 30, 52, 1536), (24, 10, 17)),
     ],
 )
-def test_the_papers_sizes(family, billions, latent, text, tokens):
+def test_the_papers_sizes(family, billions, latent, text, tokens, motion):
+    """Through the whole transformer, the tap at block 18, the projector and the loss, and back."""
     backbone, count = paper_backbone(family)
     assert round(count / 1e9, 2) == billions
     z_t = torch.empty(1, *latent, device="meta")
     noised = Noised(z_t, torch.empty(1, device="meta"), z_t)
-    prediction, Y = backbone.predict(noised, torch.empty(1, text, 4096, device="meta"), layer=18)
+    prediction, (Y,) = backbone.predict(noised, torch.empty(1, text, 4096, device="meta"), (18,))
     assert prediction.shape == z_t.shape and Y.shape == (1, *tokens)
     assert backbone.grid.tokens == tokens[:3]
+    params = config.load(Path(__file__).parents[1] / "params.yaml", scale="paper")
+    with torch.device("meta"):
+        projector = Projector(backbone.grid, tokens[3], params.align.hidden, params.teacher.channels[1])
+        M = torch.empty(1, *motion, params.teacher.channels[1])
+    Z = projector(Y)
+    assert Z.shape == M.shape == (1, *motion, 64)
+    align = soft_trd(Z.flatten(2, 3), M.flatten(2, 3), params.methods["moalign"].tau)
+    reached = torch.autograd.grad(align, list(backbone.transformer.parameters()), allow_unused=True)
+    names = [name for name, _ in backbone.transformer.named_parameters()]
+    blocks = {
+        n: [g for name, g in zip(names, reached, strict=True) if f"blocks.{n - 1}." in name] for n in range(1, 31)
+    }
+    for number, found in blocks.items():
+        assert found and all((gradient is not None) == (number <= 18) for gradient in found), number

@@ -45,7 +45,7 @@ def test_every_row_of_every_table_has_its_pins(scale):
             made = config.pin(params, stage, run=run, seed=seed, bench=bench)
             assert made.revision == config.REVISIONS[stage]
         if params.runs[run].method:
-            assert config.pin(params, "align", run=run, seed=seed).align.layer == params.layer(run)
+            assert config.pin(params, "align", run=run, seed=seed).align.layer == params.layers(run)
 
 
 def test_a_pin_survives_its_file(tmp_path):

@@ -1,5 +1,6 @@
 """Each equation of the paper against plain loops, in fp64: values and gradients. Then what the fast forms promise."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moalign import config
@@ -16,6 +18,7 @@ from moalign.align.losses import (
     EPS,
     LOSSES,
     cosine,
+    crepa,
     flow_l1,
     mse,
     soft_trd,
@@ -312,7 +315,7 @@ def test_no_square_matrix_is_stored(loss):
     N = 24 * 20
     with Largest() as seen:
         loss(Z, M).backward()
-    assert seen.numel <= 2 * 20 * N  # two strips
+    assert seen.numel <= 2 * (2 * 20) * (4 * 20)  # two tiles, whatever N
     with Largest() as seen:
         soft_trd_dense(Z, M, 10.0).backward()
     assert seen.numel >= N * N
@@ -335,7 +338,7 @@ def test_a_zero_token_is_counted_and_keeps_a_finite_gradient():
 
 
 def test_every_loss_of_the_parameters_exists():
-    assert set(LOSSES) | {"zero"} == set(get_args(config.LossName))
+    assert set(LOSSES) | {"zero", "joint"} == set(get_args(config.LossName))
 
 
 def test_rows_reach_the_losses_with_their_numbers():
@@ -349,19 +352,50 @@ def test_rows_reach_the_losses_with_their_numbers():
 
 
 def test_fine_tuning_has_an_alignment_that_is_zero():
-    align = alignment(config.Method(target="none", loss="zero"), None)
-    assert align(None, None) == 0
+    align = alignment(config.Method(target="none", loss="zero"), nn.ModuleList())
+    assert align([], None) == (0, 0)
 
 
 def test_alignment_flattens_space_and_keeps_time():
     Y = torch.randn(2, 3, 4, 5, 6)
     M = torch.randn(2, 3, 4, 5, 6)
     row = config.Method(target="motion", loss="soft_trd", lam=0.5, tau=2.0)
-    assert alignment(row, lambda Y: Y)(Y, M) == soft_trd(Y.reshape(2, 3, 20, 6), M.reshape(2, 3, 20, 6), 2.0)
+    same = nn.ModuleList([nn.Identity()])
+    expected = soft_trd(Y.reshape(2, 3, 20, 6), M.reshape(2, 3, 20, 6), 2.0)
+    assert alignment(row, same)([Y], M) == (expected, 0)
     with pytest.raises(Problem, match="make the targets again"):
-        alignment(row, lambda Y: Y)(Y, M[:, :2])
+        alignment(row, same)([Y], M[:, :2])
     with pytest.raises(Problem, match="Projector"):
-        alignment(row, None)
+        alignment(row, nn.ModuleList())
+
+
+def test_several_blocks_are_aligned_in_the_mean_and_zero_tokens_are_counted_per_clip():
+    Ys, M = torch.randn(2, 2, 3, 4, 5, 6).unbind(), torch.randn(2, 3, 4, 5, 6)
+    Ys[1][0, 0, 0, :3] = 0
+    M[1, 2, 3, 4] = 0
+    row = config.Method(target="motion", loss="soft_trd", lam=0.5, tau=2.0)
+    each = [soft_trd(Y.reshape(2, 3, 20, 6), M.reshape(2, 3, 20, 6), 2.0) for Y in Ys]
+    value, zeros = alignment(row, nn.ModuleList([nn.Identity(), nn.Identity()]))(list(Ys), M)
+    assert value == torch.stack(each).mean() and zeros == 4 / 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.floats(0.2, 5.0))
+def test_crepa(batch, frames, tokens_per_frame, tau):
+    Z, M = tokens(batch, frames, tokens_per_frame, 6)
+    total = 0.0
+    for b, f, p in itertools.product(range(batch), range(frames), range(tokens_per_frame)):
+        for k in (f - 1, f, f + 1):
+            if 0 <= k < frames:
+                cos = (Z[b, f, p] @ M[b, k, p]) / (Z[b, f, p].norm() * M[b, k, p].norm())
+                total += math.exp(-abs(k - f) / tau) * cos.item()
+    assert crepa(Z, M, tau).item() == pytest.approx(-total / (batch * frames * tokens_per_frame), abs=1e-12)
+    assert not torch.autograd.functional.jacobian(lambda M: crepa(Z, M, tau), M).any(), "M is a constant"
+
+
+def test_crepa_of_a_single_frame_is_repa():
+    Z, M = tokens(2, 1, 5, 4)
+    assert crepa(Z, M, 1.0) == cosine(Z, M)
 
 
 def test_bad_input_is_refused():

@@ -1,5 +1,6 @@
 """Both trainings: exact resume, the global batch however it is split, guards, and what each stage may change."""
 
+import itertools
 import json
 import math
 import os
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import train_toy
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from moalign import config, manifest, shards, video
 from moalign.backbones import miniature
@@ -290,6 +291,14 @@ def test_learning_rate_and_optimiser(tmp_path):
     assert all(state["exp_avg"].dtype == torch.float32 for state in moments["state"].values())
 
 
+def test_linear_schedule_reaches_zero_behind_the_last_step():
+    settings = config.load(ROOT / "params.yaml", scale="paper").align
+    linear = settings.model_copy(update={"schedule": "linear", "steps": 10, "warmup": 4, "lr": 1.0})
+    rates = [loop.learning_rate(linear, step) for step in range(10)]
+    assert rates == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert [loop.learning_rate(settings, step) for step in (0, 99, 3999)] == pytest.approx([2e-8, 2e-6, 2e-6])
+
+
 def test_the_gradient_is_clipped_once_per_step(tmp_path, monkeypatch):
     seen = []
     step = torch.optim.AdamW.step
@@ -423,7 +432,9 @@ def fill(world: World) -> None:
         made.file("0000.tar")
     n, T, Fm = len(keys), row.text_tokens, grid.motion[0]
     drawn = {
-        "flow": {"flow": raft.pack(torch.randn(n, Fm - 1, 2, *params.flow.size, generator=rng))},
+        "flow": shards.end_to_end(
+            "flow", [raft.pack(torch.randn(Fm - 1, 2, *params.flow.size, generator=rng)) for _ in keys]
+        ),
         "latents": {
             "mean": torch.randn(n, miniature.LATENT_CHANNELS, *grid.latents, generator=rng).half(),
             "prompt": torch.randn(n * T, miniature.TEXT_WIDTH, generator=rng),
@@ -431,13 +442,14 @@ def fill(world: World) -> None:
         },
         "motion": {"target": torch.randn(n, *grid.motion, params.teacher.channels[1], generator=rng).half()},
         "tokens": {"target": torch.randn(n, *grid.motion, params.encoder.width, generator=rng).half()},
+        "flow_video": {"target": torch.randn(n, miniature.LATENT_CHANNELS, *grid.latents, generator=rng).half()},
     }
     rows = {
         "flow": lambda key, index: manifest.Flow(key, "0000.safetensors", index, 1.0),
         "latents": lambda key, index: manifest.Latent(key, "0000.safetensors", index, T),
         "motion": lambda key, index: manifest.Target(key, "0000.safetensors", index),
     }
-    rows["tokens"] = rows["motion"]
+    rows["tokens"] = rows["flow_video"] = rows["motion"]
     for name, tensors in drawn.items():
         kind = type(rows[name]("", 0))
         with manifest.making(world.top / name / "0000.jsonl", kind, pin=pin) as made:
@@ -446,22 +458,37 @@ def fill(world: World) -> None:
             made.rows += [rows[name](key, index) for index, key in enumerate(keys)]
 
 
-def hashes(*folders: Path) -> dict[Path, str]:
-    return {path: manifest.sha256(path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+GIVEN = ("cogvideox", "latents", "motion", "tokens", "flow_video", "clips", "videomae.pth")
 
 
-def test_every_method_trains_and_changes_the_transformer_and_its_projector_alone(world):
-    given = [world.top / name for name in ("cogvideox", "latents", "motion", "tokens", "clips")]
-    before = hashes(*given) | {world.top / "videomae.pth": manifest.sha256(world.top / "videomae.pth")}
+def untouched(world: World) -> dict[Path, str]:
+    """What no training may change."""
+    files = [path for name in GIVEN for path in [world.top / name, *(world.top / name).rglob("*")] if path.is_file()]
+    return {path: manifest.sha256(path) for path in files}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    before: dict[Path, str]
+    folders: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def tuned(world) -> Tuned:
+    """Every run of the smoke scale that has a method, trained for two steps."""
+    before = untouched(world)
+    return Tuned(before, {run: world.align(run) for run, row in world.params.runs.items() if row.method})
+
+
+def test_every_method_trains_and_changes_the_transformer_and_its_projector_alone(world, tuned):
     stock = CogVideoXTransformer3DModel.from_pretrained(world.top / "cogvideox" / "transformer").state_dict()
     first, trained = {}, {}
-    for run, row in world.params.runs.items():
-        if row.method is None:
-            continue
-        folder = world.align(run)
+    for run, folder in tuned.folders.items():
+        row = world.params.runs[run]
         made = manifest.read(folder / "manifest.jsonl", manifest.Weights)
         names = {row.name for row in made.rows}
-        assert names == {"transformer", "log"} | ({"projector"} if world.params.methods[row.method].lam else set())
+        aligned = world.params.methods[row.method].target in ("tokens", "motion")
+        assert names == {"transformer", "log"} | ({"projector-4"} if aligned else set())
         assert all(row.step == 2 and made.locate(row.file).exists() for row in made.rows)
         log = lines(folder / "log.jsonl")
         assert [line["step"] for line in log] == [0, 1, 2, 2]
@@ -469,30 +496,71 @@ def test_every_method_trains_and_changes_the_transformer_and_its_projector_alone
         trained[run] = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
         assert trained[run].keys() == stock.keys()
         assert not [name for name in stock if torch.equal(stock[name], trained[run][name])], run
+        wider = [name for name in stock if stock[name].shape != trained[run][name].shape]
+        ends = ["patch_embed.proj.weight", "proj_out.weight", "proj_out.bias"]
+        assert sorted(wider) == (sorted(ends) if row.method == "videojam" else [])
         assert made.header.notes["validation"].keys() == {"denoise", "align"}
         (left,) = (world.top / "work" / run).rglob("*.pt")  # the last one, without the optimiser's state
         assert checkpoint.read(left).optimizer is None
-    assert set(first) == {f"cog-{name}" for name in ("ft", "repa", "videorepa", "no_motion", "no_soft", "moalign")}
-    assert hashes(*given) | {world.top / "videomae.pth": manifest.sha256(world.top / "videomae.pth")} == before
-    assert len({line["denoise"] for line in first.values()}) == 1, "same clips, noise and weights at the first step"
+    methods = ("ft", "repa", "videorepa", "no_motion", "no_soft", "moalign", "crepa", "videojam")
+    assert set(first) == {f"cog-{name}" for name in methods}
+    assert len(tuned.before) > 10 and untouched(world) == tuned.before
+    once = {line["denoise"] for run, line in first.items() if run != "cog-videojam"}
+    assert len(once) == 1, "same clips, noise and weights at the first step"
+    assert first["cog-videojam"]["denoise"] == pytest.approx(once.pop(), rel=1e-6)
+    assert all(line["zero_tokens"] == 0 for line in first.values())
     assert len({line["align"] for line in first.values()}) == len(first)
     for run, line in first.items():
         lam = world.params.methods[world.params.runs[run].method].lam
         assert line["loss"] == pytest.approx(line["denoise"] + lam * line["align"], rel=1e-5)
     assert first["cog-ft"]["align"] == 0.0
-    assert not any(same(trained["cog-ft"], other) for run, other in trained.items() if run != "cog-ft")
-    untrained = align.projector(config.AlignPin.load(world.pin("align", run="cog-moalign", seed=0)), *like(world))
-    learned = load_file(world.top / "runs" / "cog-moalign" / "projector.safetensors")
+    alike = [run for run, other in trained.items() if run != "cog-videojam" and same(trained["cog-ft"], other)]
+    assert alike == ["cog-ft"]
+    (untrained,) = align.make_projectors(
+        config.AlignPin.load(world.pin("align", run="cog-moalign", seed=0)), *like(world)
+    )
+    learned = load_file(world.top / "runs" / "cog-moalign" / "projector-4.safetensors")
     assert not any(torch.equal(value, learned[name]) for name, value in untrained.state_dict().items())
     assert learned["space.weight"].shape[0] == world.params.teacher.channels[1]
-    tokens = load_file(world.top / "runs" / "cog-no_motion" / "projector.safetensors")
+    tokens = load_file(world.top / "runs" / "cog-no_motion" / "projector-4.safetensors")
     assert tokens["space.weight"].shape[0] == world.params.encoder.width
+
+
+def test_tuned_folders_are_plain_diffusers(world, tuned):
+    """The stock pipeline over the stock class opens what a training wrote, and samples what our sampler samples."""
+    row, seen = world.params.backbones["cogvideox"], []
+    sampling = row.sampling.model_copy(update={"steps": 2})
+    for run, folder in tuned.folders.items():
+        if run == "cog-videojam":
+            continue
+        stock = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+        pipeline = CogVideoXPipeline.from_pretrained(row.weights, transformer=stock)
+        pipeline.scheduler = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config)
+        pipeline.vae.enable_slicing()
+        pipeline.set_progress_bar_config(disable=True)
+        theirs = pipeline(
+            "a ball",
+            height=64,
+            width=64,
+            num_frames=17,
+            num_inference_steps=2,
+            guidance_scale=sampling.guidance,
+            use_dynamic_cfg=sampling.dynamic_guidance,
+            generator=torch.Generator().manual_seed(3),
+            max_sequence_length=row.text_tokens,
+            output_type="pt",
+        ).frames
+        ours = align.backbones.load(row, transformer=folder / "transformer")
+        mine = ours.sample(["a ball"], sampling, [torch.Generator().manual_seed(3)])
+        assert torch.equal(mine.transpose(1, 2), theirs), run
+        seen.append(theirs)
+    assert len(seen) == 7 and not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
 
 
 def like(world: World) -> tuple:
     """Grid and training clips, as `align` has them."""
     paths = [[str(world.top / name / "0000.jsonl")] for name in ("clips", "latents", "motion")]
-    return world.params.grid("cogvideox"), align.LatentClips(*paths, "train", 96)
+    return world.params.grid("cogvideox"), align.LatentClips(*paths, "train", miniature.TEXT_TOKENS)
 
 
 def test_targets_of_another_kind_are_refused(world):
@@ -510,10 +578,10 @@ def test_prompt_dropout_puts_the_empty_prompts_states_in_place(world):
     pin = config.AlignPin.load(other.pin("align", run="cog-ft", seed=5))
     grid, clips = like(world)
     empty = align.empty_prompt(pin, grid)
-    assert empty.shape == (1, 96, miniature.TEXT_WIDTH)
+    assert empty.shape == (1, miniature.TEXT_TOKENS, miniature.TEXT_WIDTH)
     assert empty.abs().sum() > 0
     backbone = align.backbones.load(pin.backbone, grid, parts=("transformer",))
-    student = align.Student(backbone, None, pin, empty)
+    student = align.Student(backbone, nn.ModuleList(), pin, empty)
     prompt = clips[0]["prompt"].expand(200, -1, -1)
     streams = torch.arange(200)
     dropped = student.drop(prompt, streams)
@@ -523,7 +591,7 @@ def test_prompt_dropout_puts_the_empty_prompts_states_in_place(world):
     assert 70 < sum(gone) < 130
     assert torch.equal(student.drop(prompt[:50], streams[50:100]), dropped[50:100])
     assert not any("empty" in name for name in student.state_dict())
-    plain = align.Student(backbone, None, pin, None)
+    plain = align.Student(backbone, nn.ModuleList(), pin, None)
     assert plain.drop(prompt, streams) is prompt
 
 
@@ -556,7 +624,7 @@ def test_stage_1_learns_the_heads_and_reports_its_baselines(world, monkeypatch):
     assert made.rows[0].step > 0
     assert not any(torch.equal(value, head.state_dict()[name]) for name, value in start.state_dict().items())
     stored = shards.TensorShard(world.top / "flow" / "0000.safetensors")
-    heldout = torch.stack([raft.unpack(stored.row("flow", index)) for index in (2, 5, 8, 11)])
+    heldout = torch.stack([raft.unpack(stored.ragged("flow", i), world.params.flow.size) for i in (2, 5, 8, 11)])
     assert notes["zero_flow"]["l1"] == pytest.approx(heldout.abs().mean().item(), rel=1e-5)
 
 
@@ -590,7 +658,8 @@ def test_flow_errors_by_hand():
 
 def test_features_are_kept_while_there_is_room(world):
     grid, known = world.params.grid("cogvideox"), {}
-    features = teacher.Features(videomae.load(world.params.encoder), grid, known, torch.device("cpu"))
+    encoder = videomae.load(world.params.encoder)
+    features = teacher.Features(encoder, grid, world.params.flow.size, known, torch.device("cpu"))
     x0 = torch.rand(2, 3, 17, 64, 64) * 2 - 1
     features.room = math.prod(grid.motion) * world.params.encoder.width * 4
     first = [features({"key": key, "x0": clip}) for key, clip in zip("ab", x0, strict=True)]
@@ -603,7 +672,7 @@ def test_losses_are_fp32_under_autocast(world):
     pin = config.AlignPin.load(world.pin("align", run="cog-moalign", seed=0))
     grid, clips = like(world)
     backbone = align.backbones.load(pin.backbone, grid, parts=("transformer",))
-    student = align.Student(backbone, align.projector(pin, grid, clips), pin, None)
+    student = align.Student(backbone, align.make_projectors(pin, grid, clips), pin, None)
     batch = align.collate([clips[0], clips[1]], torch.tensor([1, 2]))
     plain = student(batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -611,7 +680,8 @@ def test_losses_are_fp32_under_autocast(world):
     losses["loss"].backward()
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in student.parameters())
-    for name, loss in losses.items():
+    for name in ("loss", "denoise", "align"):
+        loss = losses[name]
         assert loss.item() != plain[name].item(), "not in bf16"
         assert loss.item() == pytest.approx(plain[name].item(), rel=0.02)
 

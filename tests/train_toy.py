@@ -25,6 +25,7 @@ SETTINGS = Optimiser(
     betas=(0.9, 0.95),
     weight_decay=1e-3,
     warmup=3,
+    schedule="constant",
     clip=0.5,
     precision="fp32",
     validate_every=4,

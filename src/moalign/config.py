@@ -46,9 +46,10 @@ Size = Annotated[tuple[Count, Count], Strict(False)]  # height, width in pixels
 Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Betas = Annotated[tuple[Share, Share], Strict(False)]
+Layers = Count | Counts
 Precision = Literal["fp32", "bf16"]
-TargetName = Literal["none", "tokens", "motion"]
-LossName = Literal["zero", "cosine", "soft_trd", "trd"]
+TargetName = Literal["none", "tokens", "motion", "flow_video"]
+LossName = Literal["zero", "cosine", "crepa", "soft_trd", "trd", "joint"]
 
 
 class Section(BaseModel):
@@ -150,7 +151,9 @@ class Optimiser(Section):
     betas: Betas
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Natural
-    """steps of linear warm-up, then constant"""
+    """steps of linear warm-up"""
+    schedule: Literal["constant", "linear"]
+    """after the warm-up: constant, or falling in a line to 0 at the last step"""
     clip: Positive
     """largest norm of the gradient"""
     precision: Precision
@@ -175,8 +178,10 @@ class Teacher(Optimiser):
 class Align(Optimiser):
     """Stage 2: fine-tuning with the alignment loss (Eq. 5-9, A.4)."""
 
-    layer: Count
-    """block whose output is aligned, counted from 1"""
+    layer: Layers
+    """block whose output is aligned, counted from 1; a list aligns several, each with a projector of its own"""
+    checkpointing: Literal["none", "keep_attention", "full"]
+    """what is computed again on the way back to save memory: nothing, all but attention, every block"""
     prompt_dropout: Share
     projector: Literal["conv", "mlp"]
     hidden: Count
@@ -208,6 +213,8 @@ class Backbone(Section):
     family: Literal["cogvideox", "wan"]
     weights: str
     """hub name, or a folder in the hub's layout"""
+    revision: str | None = None
+    """commit of the hub name; null takes the newest"""
     blocks: Count
     width: Count
     """channels of a block"""
@@ -231,11 +238,15 @@ class Method(Section):
     lam: Annotated[float, Field(ge=0)] = 0.0
     """lambda"""
     tau: Tau | None = None
-    """of Eq. 7, in motion frames; .inf is the unweighted loss"""
+    """of Eq. 7, in motion frames; .inf is the unweighted loss. Of crepa: of the weight of neighbouring frames"""
     margin: Annotated[float, Field(ge=0)] | None = None
     """of VideoREPA's released loss"""
     denominator: Literal["all", "off_diagonal"] = "all"
     """soft_trd: what Eq. 8's temporal mean is taken over, all token pairs or those between frames"""
+    flow_dropout: Share | None = None
+    """joint: share of clips whose flow half is hidden from the model, so that guidance works"""
+    inner_guidance: Annotated[float, Field(ge=0)] | None = None
+    """joint: weight of the guidance away from a hidden flow half, over the first half of the sampling steps"""
 
 
 class Run(Section):
@@ -243,7 +254,7 @@ class Run(Section):
 
     backbone: str
     method: str | None = None
-    layer: Count | None = None
+    layer: Layers | None = None
     """in place of align.layer"""
     still_of: str | None = None
     """static control: the first frames of this run's videos, repeated"""
@@ -297,6 +308,13 @@ class Fit(Section):
     lr: Positive
 
 
+class Autoencode(Fit):
+    """Pretraining of a VAE."""
+
+    crop: Annotated[tuple[Count, Count, Count], Strict(False)]
+    """frames, height, width of the pieces that it learns on"""
+
+
 class Pretraining(Section):
     """How the small models in resources/miniature were made: `snakemake --profile local miniature_models`."""
 
@@ -310,8 +328,9 @@ class Pretraining(Section):
     """share of empty prompts, so that guidance works"""
     mask: Share
     """share of the encoder's tokens that it must fill in"""
-    vae: Fit
+    cogvideox_vae: Autoencode
     cogvideox: Fit
+    wan_vae: Autoencode
     wan: Fit
     videomae: Fit
     raft: Fit
@@ -344,9 +363,10 @@ class Params(Section):
         """The frame and token arithmetic of a backbone beside the teacher."""
         return make_grid(self.backbones[backbone], self.encoder)
 
-    def layer(self, run: str) -> int:
-        """The block that a run aligns, counted from 1."""
-        return self.runs[run].layer or self.align.layer
+    def layers(self, run: str) -> tuple[int, ...]:
+        """The blocks that a run aligns, counted from 1."""
+        layer = self.runs[run].layer or self.align.layer
+        return (layer,) if isinstance(layer, int) else layer
 
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """Training seeds of a run; one without a training has seed 0 alone."""
@@ -584,18 +604,27 @@ def _check_numbers(params: Params, path: str) -> None:
 
 
 def _check_methods(params: Params, path: str) -> None:
-    needs = {"soft_trd": "tau", "trd": "margin"}
+    needs = {
+        "soft_trd": ("tau",),
+        "crepa": ("tau",),
+        "trd": ("margin",),
+        "joint": ("flow_dropout", "inner_guidance"),
+    }
     for name, row in params.methods.items():
         key = f"{path}: methods.{name}"
         if (row.target == "none") != (row.loss == "zero"):
             raise Problem(
                 f"{key}: target {row.target!r} with loss {row.loss!r}; `none` goes with `zero`, and only there"
             )
-        needed = needs.get(row.loss)
-        for option in ("tau", "margin"):
-            if option == needed and getattr(row, option) is None:
+        if (row.target == "flow_video") != (row.loss == "joint"):
+            raise Problem(
+                f"{key}: target {row.target!r} with loss {row.loss!r}; `flow_video` goes with `joint`, and only there"
+            )
+        for option in ("tau", "margin", "flow_dropout", "inner_guidance"):
+            needed = option in needs.get(row.loss, ())
+            if needed and getattr(row, option) is None:
                 raise Problem(f"{key}.{option}: missing; the loss {row.loss!r} needs it")
-            if option != needed and getattr(row, option) is not None:
+            if not needed and getattr(row, option) is not None:
                 raise Problem(f"{key}.{option}: the loss {row.loss!r} has no {option}; remove it")
         if row.denominator != "all" and row.loss != "soft_trd":
             raise Problem(f"{key}.denominator: the loss {row.loss!r} has no denominator; remove it")
@@ -616,11 +645,15 @@ def _check_runs(params: Params, path: str) -> None:
                 raise Problem(f"{key}.still_of: the static control repeats frames of a run that is not trained")
             if row.backbone != params.runs[row.still_of].backbone:
                 raise Problem(f"{key}.backbone: {row.backbone} is not that of {row.still_of}, whose frames it repeats")
-        if row.method is not None and params.layer(name) > blocks:
-            where = f"{key}.layer" if row.layer else f"{path}: align.layer"
-            raise Problem(
-                f"{where}: {params.layer(name)} is beyond {row.backbone}'s {blocks} blocks; allowed: 1-{blocks}"
-            )
+        layers = params.layers(name)
+        where = f"{key}.layer" if row.layer else f"{path}: align.layer"
+        if row.method is not None and max(layers) > blocks:
+            raise Problem(f"{where}: {max(layers)} is beyond {row.backbone}'s {blocks} blocks; allowed: 1-{blocks}")
+        if len(set(layers)) < len(layers):
+            raise Problem(f"{where}: {list(layers)} names a block twice; remove one")
+        joint = row.method is not None and params.methods[row.method].loss == "joint"
+        if joint and params.backbones[row.backbone].family != "cogvideox":
+            raise Problem(f"{key}.method: {row.method!r} widens a cogvideox transformer; {row.backbone} is none")
         if row.layer is not None and row.method is None:
             raise Problem(f"{key}.layer: a run without a method aligns no layer; remove it")
 
@@ -700,6 +733,8 @@ class TargetsPin(ComputePin):
     target: TargetName
     backbone: Backbone
     encoder: Encoder
+    flow: Flow | None
+    """of the target `flow_video`"""
 
 
 class AlignPin(ComputePin):
@@ -715,6 +750,8 @@ class SamplePin(ComputePin):
     run: str
     seed: Natural
     trained: bool
+    inner_guidance: float | None
+    """of a run that paints flow beside the video"""
     still_of: str | None
     backbone: Backbone
     videos: Count
@@ -766,8 +803,12 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
     if stage == "teacher":
         return TeacherPin(**made, teacher=params.teacher, backbone=learns_on, encoder=params.encoder, flow=params.flow)
     if stage == "targets":
-        backbone = sizes(bare[names["backbone"]])
-        return TargetsPin(**made, target=names["target"], backbone=backbone, encoder=params.encoder)
+        backbone = bare[names["backbone"]]
+        if names["target"] == "flow_video":  # the backbone's own VAE and RAFT make it, no teacher
+            own = {"backbone": backbone, "encoder": sizes(params.encoder), "flow": params.flow}
+        else:
+            own = {"backbone": sizes(backbone), "encoder": params.encoder, "flow": None}
+        return TargetsPin(**made, target=names["target"], **own)
     if stage == "miniature":
         own = {"pretraining": params.pretraining, "encoder": params.encoder, "flow": params.flow}
         return MiniaturePin(**made, model=names["model"], backbones=bare, **own)
@@ -779,18 +820,20 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
             backbone=bare[run.backbone],
             method=params.methods[run.method],
             encoder=sizes(params.encoder),
-            align=params.align.model_copy(update={"layer": params.layer(names["run"])}),
+            align=params.align.model_copy(update={"layer": params.layers(names["run"])}),
         )
     bench = params.benches[names["bench"]]
     if stage == "sample":
         made |= {"trained": run.method is not None, "still_of": run.still_of, "noise_seed": params.sample.seed}
-        return SamplePin(**made, backbone=params.backbones[run.backbone], videos=bench.videos)
+        inner = params.methods[run.method].inner_guidance if run.method else None
+        return SamplePin(**made, inner_guidance=inner, backbone=params.backbones[run.backbone], videos=bench.videos)
     return BenchPin(**made, bench=bench, flow=params.flow)
 
 
 def sizes(row: Any) -> Any:
     """A backbone or encoder of which a stage reads the sizes and not the weights: other weights rerun nothing."""
-    return row.model_copy(update={"weights": "(not read)"})
+    unread = {"weights": "(not read)", "revision": None}
+    return row.model_copy(update={name: value for name, value in unread.items() if name in type(row).model_fields})
 
 
 def dump(section: Section) -> str:

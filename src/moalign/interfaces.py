@@ -51,8 +51,8 @@ class Backbone(Protocol):
         """Draw t and eps, clip by clip, each from its own stream [B]."""
         ...
 
-    def predict(self, noised: Noised, prompt: Tensor, layer: int | None) -> tuple[Tensor, Tensor | None]:
-        """Prediction, and Y [B, Ft, Ht, Wt, D]: block `layer`'s video tokens (counted from 1), None without a layer."""
+    def predict(self, noised: Noised, prompt: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Prediction, and Y [B, Ft, Ht, Wt, D] of each of the blocks `layers` (counted from 1): its video tokens."""
         ...
 
     def sample(self, prompts: list[str], sampling: Sampling, rngs: list[Generator]) -> Tensor:
@@ -71,12 +71,4 @@ class Target(Protocol):
 
     def __call__(self, x0: Tensor) -> Tensor:
         """[B, 3, F, H, W] in [-1, 1], the backbone's clip -> [B, Fm, Hm, Wm, width]."""
-        ...
-
-
-class Alignment(Protocol):
-    """From captured tokens to a loss."""
-
-    def __call__(self, Y: Tensor, target: Tensor) -> Tensor:
-        """Y [B, Ft, Ht, Wt, D], target [B, Fm, Hm, Wm, D'] -> scalar L_align, without lambda."""
         ...

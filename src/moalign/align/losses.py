@@ -6,7 +6,7 @@ Eq. 8 is one weighted sum over token pairs. With z, m the tokens at unit length 
     L = mean_b sum_ij G[f(i), f(j)] |E_ij|,    E = z z^T - m m^T,
     G[f, f] = 1 / (F P^2)  (spatial),    G[f, g] = exp(-|f - g| / tau) / N^2  (temporal),    N = F P,
 
-and its gradient is dL/dz = 2 (G o sign E) z. So value and gradient are made together, strip by strip of E, and no
+and its gradient is dL/dz = 2 (G o sign E) z. So value and gradient are made together, tile by tile of E, and no
 N x N matrix is ever stored. `soft_trd_dense` is the same loss as the paper writes it; tests hold the two together, and
 `python tests/bench_loss.py` measures them.
 """
@@ -22,6 +22,7 @@ from torch.nn.functional import normalize, softshrink
 from moalign.config import Method
 from moalign.errors import Problem
 
+TILE = 2, 4  # frames of rows and columns of E at a time: 300 x 600 tokens at the paper's size, which a cache holds
 EPS = 1e-6  # a token shorter than this counts as zero: divided by EPS, it keeps a finite gradient
 MOVING = 0.5  # pixels: from here on a pixel of O counts as moving
 
@@ -36,15 +37,27 @@ def unit(X: Tensor) -> Tensor:
     return normalize(full(X), dim=-1, eps=EPS)
 
 
-def zero_tokens(X: Tensor) -> int:
-    """How many tokens of [..., D] are too short to have a direction; worth a line in a training log."""
-    return int((full(X).norm(dim=-1) < EPS).sum())
+def zero_tokens(X: Tensor) -> Tensor:
+    """How many tokens of [..., D] are too short to have a direction: a number that belongs into a training log."""
+    return (full(X.detach()).norm(dim=-1) < EPS).sum()
 
 
 def cosine(Z: Tensor, M: Tensor) -> Tensor:
     """L_REPA, Eq. 1: minus the mean cosine between student token and target token. Z, M: [B, F, P, D]."""
     _check_pair(Z, M, axes=4)
     return -(unit(Z) * unit(M.detach())).sum(-1).mean()
+
+
+def crepa(Z: Tensor, M: Tensor, tau: float) -> Tensor:
+    """CREPA: a frame's student tokens against the targets of that frame and of its two neighbours (Hwang et al., 2025).
+
+    Minus the mean over frames f of cos(Z_f, M_f) + sum over k = f-1, f+1 of exp(-|k - f| / tau) cos(Z_f, M_k), place by
+    place; frames beyond the ends are left out. Z, M: [B, F, P, D].
+    """
+    _check_pair(Z, M, axes=4)
+    z, m = unit(Z), unit(M.detach())
+    near = math.exp(-1 / tau) * ((z[:, :-1] * m[:, 1:]).sum() + (z[:, 1:] * m[:, :-1]).sum())
+    return -((z * m).sum() + near) / (z.numel() / z.shape[-1])
 
 
 def temporal_weight(frames: int, tau: float, device: torch.device | str = "cpu") -> Tensor:
@@ -132,7 +145,7 @@ def _temporal_pairs(frames: int, tokens: int, denominator: str) -> int:
 class _Relations(torch.autograd.Function):
     """mean_b sum_ij G[f(i), f(j)] max(|E_ij| - margin, 0) of unit tokens z, m [B, F, P, D]; G [F, F] symmetric.
 
-    The gradient with respect to z is made on the way forward, when each strip of E is at hand, and only scaled on the
+    The gradient with respect to z is made on the way forward, when each tile of E is at hand, and only scaled on the
     way back: one pass, nothing kept but a tensor of z's shape. Its radial part, noise of E's diagonal included, is
     left in; the Jacobian of `unit` takes it out.
     """
@@ -156,36 +169,39 @@ class _Relations(torch.autograd.Function):
 def _sweep(z: Tensor, m: Tensor, gradient: Tensor, G: Tensor, margin: float) -> Tensor:
     """One clip's sum of `_Relations` (returned, fp64) and its gradient (added). z, m, gradient: [F, P, D].
 
-    It goes in strips of E: the rows of one frame by the columns of that and all later frames. S_Z and S_M are two
-    products of one shape, subtracted: where student and teacher are equal they agree to the last bit, so loss and
-    gradient are exactly 0. (One product of [z|m] and [z|-m] would leave rounding noise there, and its sign.)
+    It goes in tiles of E, TILE frames by frames, on and above the diagonal. S_Z and S_M are two products of one shape,
+    subtracted: where student and teacher are equal they agree to the last bit, so loss and gradient are exactly 0.
+    (One product of [z|m] and [z|-m] would leave rounding noise there, and its sign.)
     """
     frames, tokens, _ = z.shape
-    z_all, m_all = z.flatten(0, 1), m.flatten(0, 1)
     # E and G are symmetric: a pair of frames stands for both of its blocks, a frame with itself for one.
-    G = 2 * G.triu() - G.diag().diag()
-    weight = G.to(z.dtype)[:, :, None, None]
-    sums = torch.zeros_like(G)  # of |E| in every block
-    S_Z, S_M = z.new_empty(2, tokens * frames * tokens)  # one strip each, used again for every frame
-    for f in range(frames):
-        shape = tokens, (frames - f) * tokens
-        E, other = S_Z[: math.prod(shape)].view(shape), S_M[: math.prod(shape)].view(shape)
-        torch.mm(z[f], z_all[f * tokens :].mT, out=E)
-        torch.mm(m[f], m_all[f * tokens :].mT, out=other)
-        E -= other
-        if margin:
-            E = softshrink(E, margin)  # sign(E) max(|E| - margin, 0)
-        torch.abs(E, out=other)
-        sums[f, f:] = other.view(tokens, -1, tokens).sum((0, 2))
-        E.sign_()
-        # Product rule, rows and columns. The frame weights go into z, which is small, and never into E.
-        gradient[f].addmm_(E, (weight[f, f:] * z[f:]).flatten(0, 1))
-        gradient[f:].addcmul_((E.mT @ z[f]).view_as(z[f:]), weight[f, f:])
-    return (G * sums).sum()
+    G = (2 * G.triu() - G.diag().diag()).to(z.dtype)[:, None, :, None]
+    value = torch.zeros((), dtype=torch.float64, device=z.device)
+    room = z.new_empty(2, TILE[0] * TILE[1] * tokens**2)  # two tiles, used again and again
+    for f in range(0, frames, TILE[0]):
+        rows = slice(f, f + TILE[0])
+        z_rows, m_rows, gradient_rows = (x[rows].flatten(0, 1) for x in (z, m, gradient))
+        for g in range(f, frames, TILE[1]):
+            columns = slice(g, g + TILE[1])
+            z_columns, m_columns, gradient_columns = (x[columns].flatten(0, 1) for x in (z, m, gradient))
+            shape = len(z_rows), len(z_columns)
+            E, S = room[:, : math.prod(shape)].view(2, *shape)
+            torch.mm(z_rows, z_columns.mT, out=E)
+            torch.mm(m_rows, m_columns.mT, out=S)
+            E -= S
+            if margin:
+                E = softshrink(E, margin)  # sign(E) max(|E| - margin, 0)
+            torch.sign(E, out=S)
+            S.view(-1, tokens, shape[1] // tokens, tokens).mul_(G[rows, :, columns])  # G o sign E
+            value += torch.dot(S.view(-1), E.view(-1))
+            gradient_rows.addmm_(S, z_columns)  # product rule: rows, then columns
+            gradient_columns.addmm_(S.mT, z_rows)
+    return value
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Method], Tensor]] = {
     "cosine": lambda Z, M, method: cosine(Z, M),
+    "crepa": lambda Z, M, method: crepa(Z, M, method.tau),
     "soft_trd": lambda Z, M, method: soft_trd(Z, M, method.tau, method.denominator),
     "trd": lambda Z, M, method: trd(Z, M, method.margin),
 }

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from moalign import config
 from moalign.backbones.loading import Checkpoint, Parts
@@ -15,13 +17,19 @@ from moalign.errors import Problem
 from moalign.grid import Grid
 from moalign.interfaces import Noised
 
+ATTENTION = [  # the kernels behind scaled_dot_product_attention
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
+
 
 class TextToVideo(ABC):
     """A stock diffusers model behind the calls of `interfaces.Backbone`; subclasses add what a family does its own way.
 
     `transformer` is the stock module. `module` is the same until a training wraps it (`backbone.module = DDP(...)`):
-    `predict` runs `module`, taps and saves `transformer`. Gradient checkpointing is the stock switch,
-    `transformer.enable_gradient_checkpointing()`.
+    `predict` runs `module`, taps and saves `transformer`.
     """
 
     transformer_class: ClassVar[type]
@@ -100,21 +108,35 @@ class TextToVideo(ABC):
                 )
         return torch.stack([torch.cat([kept, kept.new_zeros(T - len(kept), kept.shape[1])]) for kept in states])
 
-    def predict(self, noised: Noised, prompt: Tensor, layer: int | None) -> tuple[Tensor, Tensor | None]:
-        """Prediction of `noised.target`, and Y [B, Ft, Ht, Wt, D]: the video tokens of block `layer` (from 1)."""
+    def predict(self, noised: Noised, prompt: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Prediction of `noised.target`, and Y [B, Ft, Ht, Wt, D]: the video tokens of each block of `layers`."""
         inputs = {
             "hidden_states": noised.z_t,
             "timestep": noised.t,
             "encoder_hidden_states": prompt.to(noised.z_t.dtype),
             "return_dict": False,
         }
-        if layer is None:
-            return self.module(**inputs)[0], None
-        if not 1 <= layer <= self.row.blocks:
-            raise Problem(f"align.layer: {layer} is not a block of this backbone; allowed: 1-{self.row.blocks}")
-        (prediction,), output = self.tap.catch(layer, lambda: self.module(**inputs))
-        video = output[0] if isinstance(output, tuple) else output  # CogVideoX's blocks return (video, text)
-        return prediction, video.unflatten(1, self.grid.tokens)
+        for layer in layers:
+            if not 1 <= layer <= self.row.blocks:
+                raise Problem(f"align.layer: {layer} is not a block of this backbone; allowed: 1-{self.row.blocks}")
+        (prediction,), outputs = self.tap.catch(layers, lambda: self.module(**inputs))
+        # CogVideoX's blocks return (video, text)
+        videos = [output[0] if isinstance(output, tuple) else output for output in outputs]
+        return prediction, [video.unflatten(1, self.grid.tokens) for video in videos]
+
+    def checkpoint(self, kind: str) -> None:
+        """What a training computes again on the way back: none of it, all but attention, or every block.
+
+        Activations are then kept at the blocks' borders alone. Attention is most of the work at the paper's size and
+        little of the memory, so `keep_attention` keeps its outputs.
+        """
+        if kind == "none":
+            return
+        kept = (
+            {"context_fn": lambda: create_selective_checkpoint_contexts(ATTENTION)} if kind == "keep_attention" else {}
+        )
+        again = partial(checkpoint, use_reentrant=False, **kept)
+        self.transformer.enable_gradient_checkpointing(lambda block, *inputs: again(block.__call__, *inputs))
 
     def save(self, folder: str | Path) -> None:
         """The transformer, as the stock class reads it."""

@@ -63,9 +63,11 @@ class Checkpoint:
             )
 
 
-def look(weights: str, transformer: str | Path | None, parts: tuple[str, ...]) -> Checkpoint:
+def look(
+    weights: str, transformer: str | Path | None, parts: tuple[str, ...], revision: str | None = None
+) -> Checkpoint:
     """The checkpoint that `weights` names, with the folder of a tuned transformer in place of its own where given."""
-    folder = find(weights, parts)
+    folder = find(weights, parts, revision)
     folders = {part: folder / name for part, name in FOLDERS.items()} | {"scheduler": folder / "scheduler"}
     if transformer is not None:
         folders["transformer"] = Path(transformer)
@@ -74,7 +76,7 @@ def look(weights: str, transformer: str | Path | None, parts: tuple[str, ...]) -
     return Checkpoint(folders, configs)
 
 
-def find(weights: str, parts: tuple[str, ...]) -> Path:
+def find(weights: str, parts: tuple[str, ...], revision: str | None = None) -> Path:
     """The local folder of a checkpoint; a hub name is fetched, or found in the hub's cache, the named parts only."""
     folder = Path(weights)
     if folder.is_dir():
@@ -84,7 +86,7 @@ def find(weights: str, parts: tuple[str, ...]) -> Path:
     wanted = ["*/*config.json", "scheduler/*"]
     wanted += [f"{FOLDERS[part]}/*" for part in parts] + (["tokenizer/*"] if "text" in parts else [])
     try:
-        return Path(snapshot_download(weights, allow_patterns=wanted))
+        return Path(snapshot_download(weights, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise Problem(
             f"{weights}: neither a folder here nor a model that the hub gave ({first_line(error)}); correct the"

@@ -182,13 +182,17 @@ def describe(params: Params, run: str) -> str:
     method = params.methods[row.method]
     if method.target == "none":
         return "fine-tuned, no alignment"
+    if method.target == "flow_video":
+        return f"paints optical flow beside the video, λ {method.lam:g}, inner guidance {method.inner_guidance:g}"
     target = {"tokens": "encoder tokens S", "motion": "motion M"}[method.target]
-    parts = [f"{method.loss.replace('_', ' ').replace('trd', 'TRD')} to {target}", f"λ {method.lam:g}"]
+    loss = {"crepa": "CREPA", "trd": "TRD", "soft_trd": "soft TRD"}.get(method.loss, method.loss)
+    parts = [f"{loss} to {target}", f"λ {method.lam:g}"]
     if method.tau is not None:
         parts.append("τ ∞" if math.isinf(method.tau) else f"τ {method.tau:g}")
     if method.denominator != "all":
         parts.append("off-diagonal mean")
-    return ", ".join([*parts, f"block {params.layer(run)}"])
+    layers = params.layers(run)
+    return ", ".join([*parts, f"block{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"])
 
 
 def meaningless(params: Params) -> str:

@@ -12,45 +12,48 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from moalign import backbones, manifest, shards
 from moalign.align.losses import mse
 from moalign.align.objective import alignment
 from moalign.align.projector import Projector
+from moalign.backbones import TextToVideo, VideoJAM
 from moalign.clips import LatentClips
-from moalign.config import AlignPin, make_grid
+from moalign.config import AlignPin, Method, make_grid
 from moalign.errors import Problem
 from moalign.grid import Grid
-from moalign.interfaces import Backbone, Batch
+from moalign.interfaces import Batch
 from moalign.train import checkpoint, distributed, loop
 
 DROP = 0x5DEECE66D  # sets the stream of prompt dropout apart from the noise's
+NO_ALIGNMENT = Method(target="none", loss="zero")
 
 
 class Student(loop.Task):
-    """The transformer, with the projector that only its training needs."""
+    """The transformer, with the projectors that only its training needs: one per aligned block."""
 
-    def __init__(self, backbone: Backbone, projector: Projector | None, pin: AlignPin, empty: Tensor | None):
+    def __init__(self, backbone: TextToVideo, projectors: nn.ModuleList, pin: AlignPin, empty: Tensor | None):
         super().__init__()
         self.transformer = backbone.module
-        self.projector = projector
+        self.projectors = projectors
         self.backbone = backbone
-        self.layer, self.lam, self.dropout = pin.align.layer, pin.method.lam, pin.align.prompt_dropout
-        self.alignment = alignment(pin.method, projector)
+        self.layers = pin.align.layer if len(projectors) else ()
+        self.lam, self.dropout = pin.method.lam, pin.align.prompt_dropout
+        self.alignment = alignment(pin.method, projectors)
         self.register_buffer("empty", empty, persistent=False)  # [1, T, Dtext], None without prompt dropout
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """L = L_diff + lambda L_align (Eq. 9); both terms are logged beside it."""
-        denoise, align = self.losses(batch, self.drop(batch.prompt, batch.streams))
-        return {"loss": denoise + self.lam * align, "denoise": denoise, "align": align}
+        """L = L_diff + lambda L_align (Eq. 9); both are logged, and how many tokens per clip have no direction."""
+        denoise, align, zeros = self.losses(batch, self.drop(batch.prompt, batch.streams))
+        return {"loss": denoise + self.lam * align, "denoise": denoise, "align": align, "zero_tokens": zeros}
 
-    def losses(self, batch: Batch, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """L_diff (Sec. 3.1) and L_align (Eq. 8, or what the method has in its place), in fp32."""
+    def losses(self, batch: Batch, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """L_diff (Sec. 3.1) and L_align (Eq. 8, or what the method has in its place), in fp32; and the zero tokens."""
         noised = self.backbone.noise(batch.z0, batch.streams)
-        prediction, Y = self.backbone.predict(noised, prompt, self.layer)
+        prediction, Ys = self.backbone.predict(noised, prompt, self.layers)
         with torch.autocast(batch.z0.device.type, enabled=False):
-            return mse(prediction, noised.target), self.alignment(Y.float(), batch.target)
+            return mse(prediction, noised.target), *self.alignment([Y.float() for Y in Ys], batch.target)
 
     def drop(self, prompt: Tensor, streams: Tensor) -> Tensor:
         """Prompt states [B, T, Dtext], replaced by the empty prompt's with probability `align.prompt_dropout` (A31)."""
@@ -63,8 +66,26 @@ class Student(loop.Task):
     def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Both losses of held-out clips, at noise levels that are the same at every validation of every run."""
         clips = torch.tensor(float(len(batch.keys)))
-        denoise, align = self.losses(batch, batch.prompt)
+        denoise, align, _ = self.losses(batch, batch.prompt)
         return {"denoise": (denoise * clips, clips), "align": (align * clips, clips)}
+
+
+class Joint(Student):
+    """VideoJAM: optical flow, painted and encoded as a second video, is denoised beside the first (Sec. A.6)."""
+
+    def __init__(self, backbone: VideoJAM, projectors: nn.ModuleList, pin: AlignPin, empty: Tensor | None):
+        super().__init__(backbone, projectors, pin.model_copy(update={"method": NO_ALIGNMENT}), empty)
+        self.lam, self.share = pin.method.lam, pin.method.flow_dropout
+
+    def losses(self, batch: Batch, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The denoising losses of both halves, video and flow; no tokens are compared."""
+        noised = self.backbone.noise(torch.cat([batch.z0, batch.target], 1), batch.streams)
+        if self.training:
+            noised = self.backbone.hide(noised, self.share, batch.streams)
+        prediction, _ = self.backbone.predict(noised, prompt)
+        with torch.autocast(batch.z0.device.type, enabled=False):
+            halves = zip(self.backbone.halves(prediction), self.backbone.halves(noised.target), strict=True)
+            return *(mse(*half) for half in halves), torch.zeros(())
 
 
 def run(config: str, clips: list[str], latents: list[str], work: str, out: str, targets: list[str] = ()) -> None:
@@ -79,8 +100,10 @@ def run(config: str, clips: list[str], latents: list[str], work: str, out: str, 
     )
     grid = make_grid(pin.backbone, pin.encoder)
     empty = empty_prompt(pin, grid)
-    backbone = backbones.load(pin.backbone, grid, parts=("transformer",))
-    student = Student(backbone, projector(pin, grid, train), pin, empty)
+    joint = pin.method.loss == "joint"
+    backbone = backbones.load(pin.backbone, grid, parts=("transformer",), joint=joint)
+    backbone.checkpoint(pin.align.checkpointing)
+    student = (Joint if joint else Student)(backbone, make_projectors(pin, grid, train), pin, empty)
     inputs = [*clips, *latents, *targets]
     place = checkpoint.folder(work, config, inputs)
     tokens = math.prod(grid.tokens) + pin.backbone.text_tokens
@@ -101,10 +124,13 @@ def collate(items: list[dict[str, Any]], streams: Tensor) -> Batch:
     return Batch([item["key"] for item in items], streams, z0, prompt, target)
 
 
-def projector(pin: AlignPin, grid: Grid, train: LatentClips) -> Projector | None:
-    """P_zeta at random, as wide as the targets: D_m for `motion`, D_v for `tokens`. None where there are no targets."""
+def make_projectors(pin: AlignPin, grid: Grid, train: LatentClips) -> nn.ModuleList:
+    """P_zeta at random for each aligned block, as wide as the targets: D_m for `motion`, D_v for `tokens`.
+
+    None of them where no tokens are aligned.
+    """
     if train.targets is None or not len(train):
-        return None
+        return nn.ModuleList()
     folder, row = train.targets[train.keys[0]]
     made_for = train.shards[folder / row.file].metadata.get("target")
     if made_for != pin.method.target:
@@ -112,9 +138,12 @@ def projector(pin: AlignPin, grid: Grid, train: LatentClips) -> Projector | None
             f"{folder / row.file}: holds the target {made_for!r}, and the method of {pin.run} has"
             f" {pin.method.target!r}; give the manifests of that target"
         )
+    if pin.method.loss == "joint":
+        return nn.ModuleList()
     width = train.row(train.targets[train.keys[0]], "target").shape[-1]
     torch.manual_seed(pin.seed)
-    return Projector(grid, pin.backbone.width, pin.align.hidden, width, pin.align.projector)
+    sizes = grid, pin.backbone.width, pin.align.hidden, width, pin.align.projector
+    return nn.ModuleList(Projector(*sizes) for _ in pin.align.layer)
 
 
 def empty_prompt(pin: AlignPin, grid: Grid) -> Tensor | None:
@@ -131,9 +160,10 @@ def export(student: Student, outcome: loop.Outcome, made: manifest.Making, accel
     student.backbone.save(folder / "transformer")
     shutil.copyfile(outcome.log, folder / "log.jsonl")
     files = {"transformer": "transformer", "log": "log.jsonl"}
-    if student.projector is not None:
-        files["projector"] = "projector.safetensors"
-        shards.write_tensors(folder / files["projector"], student.projector.state_dict(), {"step": str(outcome.step)})
+    for layer, projector in zip(student.layers, student.projectors, strict=True):
+        name = f"projector-{layer}"
+        files[name] = f"{name}.safetensors"
+        shards.write_tensors(folder / files[name], projector.state_dict(), {"step": str(outcome.step)})
     for name, file in files.items():
         made.file(file)
         made.rows.append(manifest.Weights(name, file, outcome.step))

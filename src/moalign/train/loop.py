@@ -291,8 +291,11 @@ class Training:
 
 
 def learning_rate(settings: Optimiser, step: int) -> float:
-    """Linear warm-up, then constant; the first update already has lr / warmup."""
-    return settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+    """Linear warm-up, whose first update has lr / warmup; then constant, or in a line to 0 behind the last step."""
+    warmed = min(1.0, (step + 1) / max(1, settings.warmup))
+    if settings.schedule == "constant":
+        return settings.lr * warmed
+    return settings.lr * min(warmed, (settings.steps - step) / max(1, settings.steps - settings.warmup))
 
 
 def validation_groups(heldout: int, size: int) -> list[list[int]]:
