@@ -2,11 +2,12 @@
 
     build("resources/miniature/cogvideox", "cogvideox", seed=0)
 
-Sizes are those of `backbones` in scales/miniature.yaml. The tokenizer is ByT5's, which needs no vocabulary file: one
-token per byte.
+Sizes are those of `backbones` in scales/miniature.yaml. The tokenizer is a byte-level BPE: words of the texts that it
+is made from become one token each, all else is spelled.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,16 +22,22 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as Bytes
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from moalign.manifest import sha256, write_text
 
-TEXT_TOKENS = 96
+TEXT_TOKENS = 32
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 8
 SUMS = "SHA256SUMS"
 TEXT = {
-    "vocab_size": 384,  # ByT5's
+    "vocab_size": 768,
     "d_model": TEXT_WIDTH,
     "d_kv": 16,
     "num_heads": 4,
@@ -41,23 +48,26 @@ TEXT = {
 }
 
 
-def build(folder: str | Path, family: str, seed: int = 0) -> Path:
+def build(folder: str | Path, family: str, seed: int = 0, texts: Sequence[str] = ()) -> Path:
     """Write a random model of `family` to `folder`, in place of what is there, with its SHA256SUMS.
 
-    Same seed, same bytes.
+    Same seed and texts, same bytes.
     """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline(family, seed).save_pretrained(str(folder))
+    pipeline(family, seed, texts).save_pretrained(str(folder))
     write_sums(folder)
     return folder
 
 
-def pipeline(family: str, seed: int = 0) -> DiffusionPipeline:
-    """The stock pipeline of `family` (cogvideox or wan) over small random modules; torch's own random state is kept."""
+def pipeline(family: str, seed: int = 0, texts: Sequence[str] = ()) -> DiffusionPipeline:
+    """The stock pipeline of `family` (cogvideox or wan) over small random modules; torch's own random state is kept.
+
+    texts: captions whose words the tokenizer shall know; without any it spells.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"cogvideox": _cogvideox, "wan": _wan}[family]()
+        return {"cogvideox": _cogvideox, "wan": _wan}[family](tokenizer(texts))
 
 
 def write_sums(folder: str | Path) -> None:
@@ -68,7 +78,7 @@ def write_sums(folder: str | Path) -> None:
     write_text(folder / SUMS, "".join(lines))
 
 
-def _cogvideox() -> CogVideoXPipeline:
+def _cogvideox(tokens: PreTrainedTokenizerFast) -> CogVideoXPipeline:
     """64 x 64 x 17 pixels -> 16 x 16 x 5 latents -> 8 x 8 x 5 tokens of width 128, 6 blocks."""
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=4,
@@ -102,10 +112,10 @@ def _cogvideox() -> CogVideoXPipeline:
         snr_shift_scale=3.0,
     )
     text_encoder = T5EncoderModel(T5Config(**TEXT))
-    return CogVideoXPipeline(_tokenizer(), text_encoder, vae, transformer, scheduler)
+    return CogVideoXPipeline(tokens, text_encoder, vae, transformer, scheduler)
 
 
-def _wan() -> WanPipeline:
+def _wan(tokens: PreTrainedTokenizerFast) -> WanPipeline:
     """64 x 64 x 17 pixels -> 16 x 16 x 5 latents -> 8 x 8 x 5 tokens of width 96, 6 blocks."""
     transformer = WanTransformer3DModel(
         num_attention_heads=4,
@@ -131,8 +141,19 @@ def _wan() -> WanPipeline:
     )
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     text_encoder = UMT5EncoderModel(UMT5Config(**TEXT))
-    return WanPipeline(_tokenizer(), text_encoder, vae, scheduler, transformer)
+    return WanPipeline(tokens, text_encoder, vae, scheduler, transformer)
 
 
-def _tokenizer() -> ByT5Tokenizer:
-    return ByT5Tokenizer(model_max_length=TEXT_TOKENS)
+def tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`, T5's special tokens, prompts of TEXT_TOKENS at most."""
+    special = ["<pad>", "</s>", "<unk>"]
+    made = Tokenizer(BPE(unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=True), Bytes()
+    alphabet = sorted(ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=TEXT["vocab_size"], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    made.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=TEXT_TOKENS, **names)

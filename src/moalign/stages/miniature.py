@@ -29,21 +29,25 @@ from moalign.teacher import videomae
 from moalign.world import captions, corrupt, physics, render
 
 SAVE_EVERY = 100  # steps
-CROP = (9, 32, 32)  # of the clips that a VAE learns on: frames, height, width
+MOVED = 24  # of 255: how much a pixel changes from frame to frame where something moves
 
 
 @dataclass
 class World:
-    """Clips to learn from. Frames are uint8 [N, F, 64, 64, 3]; flow is exact, frame t -> t + 1."""
+    """Clips to learn from."""
 
-    frames: Tensor
-    flow: Tensor  # float16 [N, F - 1, 2, 64, 64]
-    seen: Tensor  # bool [N, F - 1, 64, 64]: not hidden in the next frame
+    row: config.Pretraining
+    frames: Tensor  # uint8 [N, F, 64, 64, 3]
     captions: list[str]
 
     def x0(self, index: Tensor) -> Tensor:
         """[B, 3, F, 64, 64] in [-1, 1]."""
         return torch.stack([normalise(frames) for frames in self.frames[index].numpy()])
+
+    def flow(self, index: int, first: int) -> tuple[Tensor, Tensor]:
+        """Exact flow of a clip from frame `first` to the next, [2, 64, 64], and where that is seen, [64, 64]."""
+        vectors, seen = render.flow(simulate(self.row, index), first, first + 1)
+        return torch.from_numpy(vectors).permute(2, 0, 1).float(), torch.from_numpy(seen).float()
 
 
 def run(config: str, work: str, out: str) -> None:
@@ -65,29 +69,23 @@ def run(config: str, work: str, out: str) -> None:
 
 def make_world(row: config.Pretraining, folder: Path) -> World:
     """Render the clips, `wrong` of them twins with wrong physics, or read those of an earlier call."""
-    name = f"{row.collection}-{row.clips}-{row.wrong}"
-    file, texts = folder / f"{name}.safetensors", folder / f"{name}.json"
-    if not texts.exists():
-        made = [one_clip(row, index) for index in track(range(row.clips), "world")]
-        frames, flows, seen, spoken = zip(*made, strict=True)
-        tensors = {"frames": torch.from_numpy(np.stack(frames)), "flow": torch.from_numpy(np.stack(flows))}
-        shards.write_tensors(file, tensors | {"seen": torch.from_numpy(np.stack(seen))})
-        manifest.write_text(texts, json.dumps(spoken))
-    tensors = load_file(file)
-    return World(tensors["frames"], tensors["flow"], tensors["seen"], json.loads(texts.read_text()))
+    file = folder / f"{row.collection}-{row.seed}-{row.clips}-{row.wrong}.safetensors"
+    if not file.exists():
+        frames = [render.draw(simulate(row, index)) for index in track(range(row.clips), "world")]
+        shards.write_tensors(file, {"frames": torch.from_numpy(np.stack(frames))})
+    chosen = [physics.choose(row.collection, index) for index in range(row.clips)]
+    texts = [captions.caption(physics.attributes(*clip), clip[1]) for clip in chosen]
+    return World(row, load_file(file)["frames"], texts)
 
 
-def one_clip(row: config.Pretraining, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Frames, flow, where it can be seen, caption."""
+def simulate(row: config.Pretraining, index: int) -> physics.Simulation:
+    """A clip: as physics has it, or a twin with wrong physics."""
     scene, seed = physics.choose(row.collection, index)
-    simulation = right = physics.simulate(scene, seed)
+    right = physics.simulate(scene, seed)
     rng = np.random.default_rng([row.seed, index])
     if rng.random() < row.wrong:
-        simulation = corrupt.twin(scene, seed, str(rng.choice(corrupt.kinds(right))))
-    pairs = [render.flow(simulation, first, first + 1) for first in range(physics.FRAMES - 1)]
-    flow = np.stack([pair[0].transpose(2, 0, 1) for pair in pairs]).astype(np.float16)
-    seen = np.stack([pair[1] for pair in pairs])
-    return render.draw(simulation), flow, seen, captions.caption(right.attributes, seed)
+        return corrupt.twin(scene, seed, str(rng.choice(corrupt.kinds(right))))
+    return right
 
 
 def fit(
@@ -139,13 +137,13 @@ def curve(losses: list[float], points: int = 50) -> list[float]:
 def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
     """VAE first, then transformer and text encoder together on its latents."""
     row, recipe = pin.backbones[pin.model], pin.pretraining
-    base = blueprint.pipeline(row.family, recipe.seed)
-    vae = base.vae.to(where)
+    base = blueprint.pipeline(row.family, recipe.seed, world.captions)
+    vae, own = base.vae.to(where), getattr(recipe, f"{pin.model}_vae")
     vae_losses = fit(
         "vae",
         vae,
-        recipe.vae,
-        lambda rng: vae_loss(vae, crops(world, recipe.vae.batch, rng).to(where)),
+        own,
+        lambda rng: vae_loss(vae, crops(world, own, rng).to(where)),
         work,
         recipe.seed,
     )
@@ -170,24 +168,24 @@ def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where:
     backbone.save(out / "transformer")
     backbone.text_encoder.save_pretrained(str(out / "text_encoder"))
     return {
-        "vae": {"steps": recipe.vae.steps, "l1": error, "loss": curve(vae_losses)},
+        "vae": {"steps": own.steps, "batch": own.batch, "l1": error, "loss": curve(vae_losses)},
         "transformer": {"steps": settings.steps, "batch": settings.batch, "wrong": recipe.wrong, "loss": curve(losses)},
     }
 
 
-def crops(world: World, batch: int, rng: Generator) -> Tensor:
-    """Random pieces [B, 3, 9, 32, 32] of clips, half of them around something that moves."""
+def crops(world: World, row: config.Autoencode, rng: Generator) -> Tensor:
+    """Random pieces [B, 3, *row.crop] of clips, half of them around something that moves."""
     pieces = []
-    for index in torch.randint(len(world.frames), (batch,), generator=rng).tolist():
-        F, H, W = CROP
+    F, H, W = row.crop
+    for index in torch.randint(len(world.frames), (row.batch,), generator=rng).tolist():
         start = int(torch.randint(world.frames.shape[1] - F + 1, (), generator=rng))
-        corner = torch.randint(64 - H + 1, (2,), generator=rng)
+        top, left = (int(torch.randint(64 - side + 1, (), generator=rng)) for side in (H, W))
         if torch.rand((), generator=rng) < 0.5:
-            moving = world.flow[index, start].float().abs().sum(0).nonzero()
+            before, after = world.frames[index, start : start + 2].int()
+            moving = ((after - before).abs().amax(-1) > MOVED).nonzero()
             if len(moving):
-                centre = moving[int(torch.randint(len(moving), (), generator=rng))]
-                corner = (centre - H // 2).clamp(0, 64 - H)
-        top, left = corner.tolist()
+                y, x = moving[int(torch.randint(len(moving), (), generator=rng))].tolist()
+                top, left = min(max(0, y - H // 2), 64 - H), min(max(0, x - W // 2), 64 - W)
         frames = world.frames[index, start : start + F, top : top + H, left : left + W]
         pieces.append(normalise(frames.numpy()))
     return torch.stack(pieces)
@@ -237,7 +235,7 @@ def denoising_loss(
     streams = torch.randint(2**62, (batch,), generator=rng)
     prompts = ["" if gone else world.captions[i] for i, gone in zip(index.tolist(), drop.tolist(), strict=True)]
     noised = backbone.noise(means[index].to(where), streams)
-    prediction, _ = backbone.predict(noised, backbone.embed(prompts), None)
+    prediction, _ = backbone.predict(noised, backbone.embed(prompts))
     return functional.mse_loss(prediction, noised.target)
 
 
@@ -298,9 +296,11 @@ def make_raft(pin: MiniaturePin, world: World, work: Path, out: Path, where: tor
             torch.stack([clip[:, t] for clip, t in zip(frames, times, strict=True)]) for times in (first, first + 1)
         )
         a, b = (functional.interpolate(x, (height, width), mode="bilinear") for x in (a, b))
-        flow = functional.interpolate(world.flow[index, first].float(), (height, width), mode="nearest")
+        exact = [world.flow(*pair) for pair in zip(index.tolist(), first.tolist(), strict=True)]
+        flow, seen = (torch.stack(parts) for parts in zip(*exact, strict=True))
+        flow = functional.interpolate(flow, (height, width), mode="nearest")
         flow *= torch.tensor([width / 64, height / 64]).view(1, 2, 1, 1)
-        seen = functional.interpolate(world.seen[index, first][:, None].float(), (height, width), mode="nearest")
+        seen = functional.interpolate(seen[:, None], (height, width), mode="nearest")
         return a.to(where), b.to(where), flow.to(where), seen.to(where)
 
     def loss(rng: Generator) -> Tensor:

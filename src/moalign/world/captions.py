@@ -16,7 +16,7 @@ import numpy as np
 
 from moalign.world.physics import SCENES, Attributes, Look, attributes, choose, stream
 
-LONGEST = 95  # bytes, so that a byte tokenizer's 96 tokens hold a caption and its end
+LONGEST = 95  # bytes of a caption; a longer wording is drawn again
 
 SHAPE_WORDS = {"ball": ("ball", "sphere"), "box": ("box", "block", "cube")}
 SIZE_WORDS = {
