@@ -12,13 +12,14 @@ from moalign.manifest import disk
 
 @dataclass(frozen=True)
 class Flag:
-    """One option; `many` takes several values, `pairs` takes NAME=PATH values as a dictionary."""
+    """One option; `many` takes several values, `pairs` takes NAME=PATH values as a dictionary, `switch` no value."""
 
     name: str
     help: str
     many: bool = False
     pairs: bool = False
     number: bool = False
+    switch: bool = False
     optional: bool = False
 
 
@@ -127,6 +128,15 @@ COMMANDS = {
         "train one of the small models of resources/miniature from nothing",
         (CONFIG, WORK, Flag("out", "folder, in the hub's layout")),
     ),
+    "weights check": Command(
+        "moalign.stages.weights:check",
+        "say offline which pretrained weights are here, whether they are the right ones, and how to fetch the rest",
+        (
+            Flag("params", "params.yaml, the default", optional=True),
+            Flag("scale", "in place of the one that it names", optional=True),
+            Flag("record", "write hashes and commits of what is right into resources/weights.lock.yaml", switch=True),
+        ),
+    ),
     "schema": Command(
         "moalign.stages.schema:run",
         "write the JSON schema of params.yaml, for editors",
@@ -146,10 +156,18 @@ def parser() -> argparse.ArgumentParser:
     """The command line, built without importing a stage."""
     top = argparse.ArgumentParser(prog="moalign", description=__doc__)
     top.add_argument("--version", action="version", version=f"moalign {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="STAGE")
+    commands = top.add_subparsers(required=True, metavar="STAGE")
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help)
+        stage, _, what = name.partition(" ")
+        place = commands
+        if what:  # two words, `weights check`
+            place = commands.add_parser(stage, help=command.help).add_subparsers(required=True, metavar="WHAT")
+        sub = place.add_parser(what or stage, help=command.help, description=command.help)
+        sub.set_defaults(command=name)
         for flag in command.flags:
+            if flag.switch:
+                sub.add_argument(f"--{flag.name}", action="store_true", help=flag.help)
+                continue
             kind = _pair if flag.pairs else int if flag.number else str
             options = {"nargs": "+"} if flag.many else {}
             sub.add_argument(f"--{flag.name}", required=not flag.optional, type=kind, help=flag.help, **options)
@@ -157,7 +175,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage. A Problem is one message and status 2; a stopped training that can go on is status 75."""
+    """Run one stage. A Problem is one message and status 2; a stopped training that can go on is status 75.
+
+    A check is its own status: 0 where all is right, else 1.
+    """
     values = vars(parser().parse_args(argv))
     name = values.pop("command")
     command = COMMANDS[name]
@@ -166,11 +187,11 @@ def main(argv: list[str] | None = None) -> int:
     module, function = command.call.split(":")
     try:
         with disk(values.get("out", ".")):
-            getattr(importlib.import_module(module), function)(**values)
+            status = getattr(importlib.import_module(module), function)(**values)
     except Problem as problem:
         print(f"moalign {name}: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"moalign {name}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
