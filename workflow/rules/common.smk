@@ -52,7 +52,7 @@ wildcard_constraints:
     shard=r"\d{4}",
     source="|".join(PARAMS.sources),
     backbone="|".join(PARAMS.backbones),
-    target="tokens|motion",
+    target="tokens|motion|flow_video",
     run="|".join(PARAMS.runs),
     seed=r"\d+",
     bench="|".join(PARAMS.benches),

@@ -26,9 +26,13 @@ rule teacher:
 
 
 rule targets_shard:
-    """What the student is aligned to, for one shard: M (Eq. 3), or the encoder's raw tokens."""
+    """What the student learns beside the video, for one shard: M (Eq. 3), raw tokens, or flow as a video (VideoJAM)."""
     input:
-        weights(PARAMS.encoder.weights),
+        lambda wildcards: (
+            weights(PARAMS.flow.weights) + weights(PARAMS.backbones[wildcards.backbone].weights)
+            if wildcards.target == "flow_video"
+            else weights(PARAMS.encoder.weights)
+        ),
         config="results/{scale}/pins/targets/{backbone}-{target}.yaml",
         clips="results/{scale}/clips/{kind}/{shard}.jsonl",
         teacher=lambda wildcards: (rules.teacher.output if wildcards.target == "motion" else []),

@@ -8,10 +8,13 @@ from moalign import config
 from moalign.backbones.base import TextToVideo
 from moalign.backbones.cogvideox import CogVideoX
 from moalign.backbones.loading import PARTS, Parts, load_part, load_tokenizer, look
+from moalign.backbones.videojam import VideoJAM
 from moalign.backbones.wan import Wan
+from moalign.errors import Problem
 from moalign.grid import Grid
 
 FAMILIES: dict[str, type[TextToVideo]] = {"cogvideox": CogVideoX, "wan": Wan}
+JOINT: dict[str, type[TextToVideo]] = {"cogvideox": VideoJAM}
 
 
 def load(
@@ -21,16 +24,20 @@ def load(
     transformer: str | Path | None = None,
     parts: tuple[str, ...] = PARTS,
     dtype: torch.dtype = torch.float32,
+    joint: bool = False,
 ) -> TextToVideo:
     """The backbone of a row, its checkpoint's configs checked against it. Parts that are not named are not loaded.
 
     grid: None where no teacher is in sight (encode, sample, synth); it is then the row's own.
     transformer: folder of a tuned transformer in the stock format, in place of the row's.
     dtype: of the transformer and the text encoder: fp32 to train, bf16 will do to sample. The VAE is always fp32.
+    joint: with optical flow beside the video (VideoJAM); a transformer that knows none yet is widened.
     """
-    family = FAMILIES[row.family]
+    if joint and row.family not in JOINT:
+        raise Problem(f"family: {row.family!r} has no model of video and flow; allowed: {', '.join(JOINT)}")
+    family = (JOINT if joint else FAMILIES)[row.family]
     classes = {"transformer": family.transformer_class, "vae": family.vae_class, "text": family.text_class}
-    checkpoint = look(row.weights, transformer, parts)
+    checkpoint = look(row.weights, transformer, parts, row.revision)
     for part in ("transformer", "vae"):
         checkpoint.check_class(part, classes[part], row.family)
     family.check(row, checkpoint)

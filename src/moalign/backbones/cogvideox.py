@@ -1,5 +1,7 @@
 """CogVideoX: v-prediction at zero terminal SNR, T5 without a mask, latents laid out frame first."""
 
+from typing import Any, ClassVar
+
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -30,6 +32,7 @@ class CogVideoX(TextToVideo):
     text_class = T5EncoderModel
     block_list = "transformer_blocks"
     schedulers = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}  # noqa: RUF012
+    widths: ClassVar[tuple[int, ...]] = (1,)  # channels that the transformer may have, in those of the VAE's latents
 
     def __init__(self, row: config.Backbone, grid: Grid, parts: Parts) -> None:
         super().__init__(row, grid, parts)
@@ -50,7 +53,14 @@ class CogVideoX(TextToVideo):
                 f"{checkpoint.folders['transformer']}: rotary positions or patches in time (CogVideoX 5B, 1.5) are not"
                 " supported; name the `weights` of CogVideoX-2B or a model of its kind"
             )
+        channels = (found["in_channels"], found["out_channels"])
         found = checkpoint.configs["vae"]
+        allowed = [times * found["latent_channels"] for times in cls.widths]
+        if channels not in [(number, number) for number in allowed]:
+            raise Problem(
+                f"{checkpoint.folders['transformer']}: {channels[0]} channels in and {channels[1]} out, where the"
+                f" VAE's latents need {' or '.join(map(str, allowed))}; name other `weights`, or a run of this method"
+            )
         space = 2 ** (len(found["block_out_channels"]) - 1)
         stride = [found["temporal_compression_ratio"], space]
         agree("vae", "stride in time and space", stride, "stride", list(row.stride))
@@ -71,8 +81,13 @@ class CogVideoX(TextToVideo):
         t is uniform over the integers 0..999. The mean squared error on v, unweighted, is what the stock trainers
         compute as 1 / (1 - abar) times the error of the recovered z0.
         """
-        z0 = self._checked(z0, streams) * self.scale
+        z0 = self._checked(z0, streams)
         t, eps = draw(streams, z0.shape[1:], lambda rng: torch.randint(len(self.abar), (), generator=rng))
+        return self._mix(z0, t, eps)
+
+    def _mix(self, z0: Tensor, t: Tensor, eps: Tensor) -> Noised:
+        """Unscaled z0 and eps at the levels t [B]; t and eps are on the CPU, where they were drawn."""
+        z0 = z0 * self.scale
         eps, abar = eps.to(z0), self.abar[t]
         signal, noise = per_clip(abar.sqrt(), z0), per_clip((1 - abar).sqrt(), z0)
         z_t, v = signal * z0 + noise * eps, signal * eps - noise * z0
@@ -104,14 +119,23 @@ class CogVideoX(TextToVideo):
         return torch.stack(states)
 
     def sample(self, prompts: list[str], sampling: config.Sampling, rngs: list[Generator]) -> Tensor:
+        pipeline, call = self._ready(prompts, sampling, rngs)
+        return self._decode(pipeline, pipeline(**call).frames)
+
+    def _ready(
+        self, prompts: list[str], sampling: config.Sampling, rngs: list[Generator]
+    ) -> tuple[CogVideoXPipeline, dict[str, Any]]:
+        """The stock pipeline, and the arguments with which it draws latents [B, Fl, C, Hl, Wl]."""
         scheduler = self._scheduler_class(sampling).from_config(self.scheduler_config)
         if sampling.shift is not None:
             raise Problem(f"sampling.shift: {sampling.shift} has no meaning for a cogvideox backbone; set it to null")
-        pipeline = self._pipeline(CogVideoXPipeline, scheduler)
-        call = self._call(prompts, sampling, rngs)
-        latents = pipeline(**call, use_dynamic_cfg=sampling.dynamic_guidance, output_type="latent").frames
-        with torch.no_grad():  # the VAE keeps its own precision, so it is not left to the pipeline
-            video = pipeline.decode_latents(latents.to(self.vae.dtype))
+        own = {"use_dynamic_cfg": sampling.dynamic_guidance, "output_type": "latent"}
+        return self._pipeline(CogVideoXPipeline, scheduler), self._call(prompts, sampling, rngs) | own
+
+    @torch.no_grad()
+    def _decode(self, pipeline: CogVideoXPipeline, latents: Tensor) -> Tensor:
+        """Videos of drawn latents; the VAE keeps its own precision, so this is not left to the pipeline's call."""
+        video = pipeline.decode_latents(latents.to(self.vae.dtype))
         return pipeline.video_processor.postprocess_video(video, output_type="pt").transpose(1, 2)
 
 

@@ -78,10 +78,13 @@ def draw(pin: SamplePin, texts: list[str], todo: list[list[tuple[int, int]]], fo
     if run:
         trained = manifest.read(run, manifest.Weights)
         transformer = trained.locate(next(row.file for row in trained.rows if row.name == "transformer"))
-    backbone = backbones.load(pin.backbone, device=where, transformer=transformer, dtype=device.sampling_dtype(where))
+    joint = pin.inner_guidance is not None
+    guidance = {"inner_guidance": pin.inner_guidance} if joint else {}
+    precision = device.sampling_dtype(where)
+    backbone = backbones.load(pin.backbone, device=where, transformer=transformer, dtype=precision, joint=joint)
     for batch in track(todo, "sample"):
         rngs = [Generator().manual_seed(noise_seed(pin.noise_seed, *cell)) for cell in batch]
-        videos = backbone.sample([texts[number] for number, _ in batch], pin.backbone.sampling, rngs)
+        videos = backbone.sample([texts[number] for number, _ in batch], pin.backbone.sampling, rngs, **guidance)
         for cell, frames in zip(batch, videos, strict=True):
             if not frames.isfinite().all():
                 raise Problem(f"sample: prompt {cell[0]}, video {cell[1]} has NaN; see the run's training log")

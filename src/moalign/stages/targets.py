@@ -1,32 +1,37 @@
-"""What the student is aligned to, for one shard of clips: M = M_psi(V(x0)) (Eq. 3), or V's raw tokens S.
+"""What the student learns beside the video, for one shard of clips: M = M_psi(V(x0)) (Eq. 3), V's raw tokens S, or the
+latents of optical flow as a video (VideoJAM, Sec. A.6).
 
 `moalign targets --config PIN --clips SHARD [--teacher MANIFEST] --out MANIFEST`
 """
 
-import torch
+from collections.abc import Callable
 
-from moalign import device, manifest, shards
+import torch
+from torch import Tensor
+
+from moalign import backbones, device, manifest, shards
 from moalign.clips import load_clip
 from moalign.config import TargetsPin, make_grid
 from moalign.errors import Problem
 from moalign.progress import track
-from moalign.teacher import motion, videomae
+from moalign.teacher import motion, raft, videomae
+from moalign.teacher.flowvideo import flow_video
 from moalign.teacher.targets import TARGETS
 
 
 @torch.no_grad()
 def run(config: str, clips: str, out: str, teacher: str | None = None) -> None:
-    """Write the target shard of a clip manifest: float16 [N, Fm, Hm, Wm, D], rows of manifest.Target."""
+    """Write the target shard of a clip manifest, rows of manifest.Target.
+
+    float16 [N, Fm, Hm, Wm, D]; of the target `flow_video` [N, C, Fl, Hl, Wl], unscaled as latents are.
+    """
     pin = TargetsPin.load(config)
     where = device.use(pin.machine)
     if pin.target == "motion" and teacher is None:
         raise Problem("--teacher: missing; the target `motion` is what stage 1 learned")
     given = manifest.read(clips, manifest.Clip)
-    head = motion.load(manifest.read(teacher, manifest.Weights)) if pin.target == "motion" else None
-    encoder = videomae.load(pin.encoder).to(where)
-    grid = make_grid(pin.backbone, pin.encoder)
-    build = TARGETS[pin.target](encoder, head.to(where) if head else None, grid)
-    inputs = [clips, *([teacher] if head else [])]
+    build = builder(pin, teacher, where)
+    inputs = [clips, *([teacher] if pin.target == "motion" else [])]
     with manifest.making(out, manifest.Target, pin=config, inputs=inputs) as made:
         name = f"{made.path.stem}.safetensors"
         rows = []
@@ -38,3 +43,14 @@ def run(config: str, clips: str, out: str, teacher: str | None = None) -> None:
             shards.write_tensors(made.path.parent / name, {"target": torch.stack(rows)}, {"target": pin.target})
             made.file(name)
         made.count("clips", len(rows))
+
+
+def builder(pin: TargetsPin, teacher: str | None, where: torch.device) -> Callable[[Tensor], Tensor]:
+    """From x0 [B, 3, F, H, W] in [-1, 1] to the target of a pin."""
+    grid = make_grid(pin.backbone, pin.encoder)
+    if pin.target == "flow_video":
+        backbone = backbones.load(pin.backbone, grid, where, parts=("vae",))
+        network = raft.load(pin.flow).to(where)
+        return lambda x0: backbone.encode(flow_video(network, x0, pin.flow))
+    head = motion.load(manifest.read(teacher, manifest.Weights)).to(where) if pin.target == "motion" else None
+    return TARGETS[pin.target](videomae.load(pin.encoder).to(where), head, grid)
