@@ -350,6 +350,15 @@ def test_inner_guidance_is_the_written_formula(tuned, scheduler, changes):
     assert not tuned.transformer._forward_hooks, "the hook is gone"
 
 
+def test_it_samples_in_bf16(folder):
+    """As on a GPU: the halves differ in no way before training, in whatever precision."""
+    plain, joint = (backbones.load(row_of(folder), joint=joint, dtype=torch.bfloat16) for joint in (False, True))
+    cfg = sampling_of(scheduler="dpm", steps=2)
+    expected = plain.sample(PROMPTS, cfg, rngs_of(1, 2))
+    assert torch.equal(joint.sample(PROMPTS, cfg, rngs_of(1, 2)), expected)
+    assert joint.sample(PROMPTS, cfg, rngs_of(1, 2), inner_guidance=3.0).isfinite().all()
+
+
 # --- the stages -----------------------------------------------------------------------------------------------------
 
 
