@@ -281,6 +281,13 @@ def test_a_share_of_the_flows_is_hidden(widened):
     assert widened.hide(noised, 0.0, streams).z_t.all()
 
 
+def test_latents_without_their_flow_are_refused(widened):
+    with pytest.raises(
+        Problem, match="latents of 8 channels, where video and flow have 16; run `encode` and `targets`"
+    ):
+        widened.noise(latents(1), torch.tensor([1]))
+
+
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,14 @@ def test_the_teachers_rate_spares_runs_without_a_motion_target(finished):
     assert "encode_shard" not in jobs
 
 
+def test_flow_as_a_video_waits_for_raft_and_the_vae_and_for_no_teacher(rows):
+    read = {row["output_file"].split("/")[4]: row["input-file(s)"] for row in rows if row["rule"] == "targets_shard"}
+    models = {target: set(re.findall(r"miniature/(\w+)/|/(teacher)/", paths)) for target, paths in read.items()}
+    assert models["flow_video"] == {("raft", ""), ("cogvideox", "")}
+    assert models["tokens"] == {("videomae", "")}
+    assert models["motion"] == {("videomae", ""), ("", "teacher")}
+
+
 def test_switching_wandb_reruns_the_report_alone(finished):
     assert set(planned(finished, "wandb", "mode: offline", "mode: disabled")) == {"pin", "report", "all"}
 

@@ -18,6 +18,7 @@ from moalign import config
 from moalign.backbones.base import draw
 from moalign.backbones.cogvideox import CogVideoX
 from moalign.backbones.loading import Parts
+from moalign.errors import Problem
 from moalign.grid import Grid
 from moalign.interfaces import Noised
 
@@ -31,8 +32,8 @@ class VideoJAM(CogVideoX):
     widths = (1, 2)
 
     def __init__(self, row: config.Backbone, grid: Grid, parts: Parts) -> None:
-        channels = parts.vae_config["latent_channels"]
-        if parts.transformer is not None and parts.transformer.config.in_channels == channels:
+        self.channels = parts.vae_config["latent_channels"]  # C
+        if parts.transformer is not None and parts.transformer.config.in_channels == self.channels:
             widen(parts.transformer)
         super().__init__(row, grid, parts)
 
@@ -41,6 +42,11 @@ class VideoJAM(CogVideoX):
 
         The video's half is, bit for bit, what the other methods of a table see of these clips.
         """
+        if z0.shape[1] != 2 * self.channels:
+            raise Problem(
+                f"latents of {z0.shape[1]} channels, where video and flow have {2 * self.channels}; run `encode` and"
+                " `targets` again for this backbone"
+            )
         z0, d = z0.chunk(2, 1)
         video = super().noise(z0, streams)
         _, eps = draw(streams ^ FLOW, d.shape[1:], lambda rng: torch.zeros(()))
@@ -77,7 +83,7 @@ class VideoJAM(CogVideoX):
         """
         pipeline, call = self._ready(prompts, sampling, rngs)
         flow_rngs = [Generator().manual_seed(rng.initial_seed() ^ FLOW) for rng in rngs]
-        size = (len(prompts), pipeline.vae.config.latent_channels, self.grid.frames, self.grid.height, self.grid.width)
+        size = (len(prompts), self.channels, self.grid.frames, self.grid.height, self.grid.width)
         start = partial(pipeline.prepare_latents, *size, self.text_encoder.dtype, self.transformer.device)
         inner = InnerGuidance(inner_guidance, sampling.steps, len(prompts))
         pipeline.scheduler.step = inner.stepping(pipeline.scheduler.step, flow_rngs)
