@@ -90,7 +90,7 @@ def find(weights: str, parts: tuple[str, ...], revision: str | None = None) -> P
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise Problem(
             f"{weights}: neither a folder here nor a model that the hub gave ({first_line(error)}); correct the"
-            f" backbone's `weights`, or fetch it where there is a network: hf download {weights}"
+            f" backbone's `weights`, or fetch it: `moalign weights check` says how"
         ) from None
 
 
