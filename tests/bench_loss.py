@@ -1,6 +1,7 @@
 """Time and memory of Eq. 8, one pass against the matrices as written: `python tests/bench_loss.py [--device cuda]`.
 
-Forward and backward, one thread. Time is CPU time (CUDA: events), the two forms taking turns, median of the rounds.
+Forward and backward, one thread. Time is CPU time (CUDA: events), the forms taking turns, median of the rounds. On CUDA
+there are three: the one pass is shown as torch operations and as the Triton kernel that `soft_trd` uses there.
 Memory is what the peak rises above the inputs, each form in a process of its own.
 """
 
@@ -12,12 +13,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
+from moalign.align import losses
 from moalign.align.losses import soft_trd, soft_trd_dense
 
-FORMS = {"dense": soft_trd_dense, "one-pass": soft_trd}
+
+def soft_trd_torch(*given) -> torch.Tensor:
+    """`soft_trd` as on a machine without Triton."""
+    with patch.object(losses, "find_spec", return_value=None):
+        return soft_trd(*given)
+
+
+FORMS = {"dense": soft_trd_dense, "one-pass": soft_trd_torch, "triton": soft_trd}
+SHOWN = {"cpu": ["dense", "one-pass"], "cuda": [*FORMS]}
 D, TAU = 64, 10.0
 SIZES = [(6, 150, 1), (6, 150, 4), (24, 150, 1), (24, 150, 2), (24, 150, 4)]  # F, P, B; the paper's is 24 x 150
 
@@ -52,11 +63,12 @@ def seconds(form: str, Z: torch.Tensor, M: torch.Tensor) -> float:
 def times(size: tuple[int, int, int], device: str, rounds: int) -> dict[str, float]:
     """Median seconds of each form, taking turns."""
     Z, M = inputs(*size, device)
-    for form in FORMS:
+    forms = SHOWN[device]
+    for form in forms:
         step(form, Z, M)
-    taken = {form: [] for form in FORMS}
+    taken = {form: [] for form in forms}
     for _ in range(rounds):
-        for form in FORMS:
+        for form in forms:
             taken[form].append(seconds(form, Z, M))
     return {form: statistics.median(values) for form, values in taken.items()}
 
@@ -92,22 +104,32 @@ def main() -> None:
     if given.peak:
         print(peak(given.peak[0], tuple(map(int, given.peak[1:])), given.device))
         return
-    print("|    N | B | dense ms | one-pass ms | ratio | dense MB | one-pass MB | ratio |")
-    print("|-----:|--:|---------:|------------:|------:|---------:|------------:|------:|")
+    dense, *others = SHOWN[given.device]
+    columns = ["N".rjust(4), "B"]
+    for unit in ("ms", "MB"):
+        columns.append(f"{dense} {unit}")
+        for form in others:
+            columns += [f"{form} {unit}", "ratio"]
+    print("|", " | ".join(columns), "|")
+    print("|" + "|".join("-" * (len(column) + 1) + ":" for column in columns) + "|")
     for size in SIZES:
         spent = times(size, given.device, given.rounds)
         child = [sys.executable, __file__, "--device", given.device, "--peak"]
         used = {
             form: float(subprocess.run([*child, form, *map(str, size)], capture_output=True, check=True).stdout)
-            for form in FORMS
+            for form in spent
         }
-        cells = []
+        cells = [str(size[0] * size[1]), str(size[2])]
         for values, scale in ((spent, 1000), (used, 1)):
-            dense, one = values["dense"] * scale, values["one-pass"] * scale
-            cells += [f"{dense:.1f}", f"{one:.1f}", f"{one / dense:.3f}"]
-        widths = (8, 11, 5, 8, 11, 5)
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        print(f"| {size[0] * size[1]:4} | {size[2]} | {' | '.join(cells)} |", flush=True)
+            cells.append(f"{values[dense] * scale:.1f}")
+            for form in others:
+                cells += [f"{values[form] * scale:.1f}", f"{values[form] / values[dense]:.3f}"]
+        print(
+            "|",
+            " | ".join(cell.rjust(len(column)) for cell, column in zip(cells, columns, strict=True)),
+            "|",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """P_zeta: the grids of both backbones, the layers of A.4 and Sec. 4.1, and what each output token may depend on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import silu
 
-from moalign.align.losses import soft_trd
+from moalign import config
+from moalign.align.losses import cosine, soft_trd, trd
 from moalign.align.projector import Projector
 from moalign.errors import Problem
 from moalign.grid import Grid
@@ -35,6 +38,26 @@ def test_the_grids_meet(shape, width, tokens, motion, kind):
         projector = Projector(shape, width, 256, 64, kind)
         Z = projector(torch.empty(2, *tokens, width))
     assert Z.shape == (2, *motion, 64)
+
+
+@pytest.mark.parametrize("loss", [lambda Z, M: soft_trd(Z, M, 10.0), trd, cosine], ids=["soft_trd", "trd", "cosine"])
+@pytest.mark.parametrize(
+    ("backbone", "Y", "Z"),
+    [("cogvideox", (13, 30, 45, 1920), (24, 10, 15, 64)), ("wan", (13, 30, 52, 1536), (24, 10, 17, 64))],
+)
+def test_projector_and_loss_at_the_papers_sizes(backbone, Y, Z, loss):
+    parameters = config.load(Path(__file__).parents[1] / "params.yaml", scale="paper")
+    width = parameters.backbones[backbone].width
+    with torch.device("meta"):
+        projector = Projector(parameters.grid(backbone), width, parameters.align.hidden, Z[-1])
+        block = torch.empty(1, *Y, requires_grad=True)
+        student = projector(block)
+        value = loss(student.flatten(2, 3), torch.empty(1, *Z).flatten(2, 3))
+    value.backward()
+    assert student.shape == (1, *Z)
+    assert value.shape == ()
+    assert block.grad.shape == block.shape
+    assert all(p.grad.shape == p.shape for p in projector.parameters())
 
 
 def test_layers_are_those_of_the_paper():

@@ -13,6 +13,7 @@ N x N matrix is ever stored. `soft_trd_dense` is the same loss as the paper writ
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -147,17 +148,22 @@ class _Relations(torch.autograd.Function):
 
     The gradient with respect to z is made on the way forward, when each tile of E is at hand, and only scaled on the
     way back: one pass, nothing kept but a tensor of z's shape. Its radial part, noise of E's diagonal included, is
-    left in; the Jacobian of `unit` takes it out.
+    left in; the Jacobian of `unit` takes it out. fp32 on CUDA is one Triton kernel, all else `_sweep`.
     """
 
     @staticmethod
     def forward(ctx, z: Tensor, m: Tensor, G: Tensor, margin: float) -> Tensor:
         z, m = z.contiguous(), m.contiguous()  # one layout, hence one kernel for both
-        gradient = torch.zeros_like(z)
-        with torch.autocast(z.device.type, enabled=False):
-            values = [_sweep(*clip, G / len(z), margin) for clip in zip(z, m, gradient, strict=True)]
+        G = G / len(z)
+        if z.is_cuda and z.dtype == torch.float32 and find_spec("triton"):
+            from moalign.align.triton_trd import relations
+
+            value, gradient = relations(z, m, G, margin)
+        else:
+            gradient = torch.zeros_like(z)
+            value = sum(_sweep(*clip, G, margin) for clip in zip(z, m, gradient, strict=True))
         ctx.save_for_backward(gradient)
-        return torch.stack(values).sum().to(z.dtype)
+        return value.to(z.dtype)
 
     @staticmethod
     @once_differentiable
@@ -171,7 +177,8 @@ def _sweep(z: Tensor, m: Tensor, gradient: Tensor, G: Tensor, margin: float) -> 
 
     It goes in tiles of E, TILE frames by frames, on and above the diagonal. S_Z and S_M are two products of one shape,
     subtracted: where student and teacher are equal they agree to the last bit, so loss and gradient are exactly 0.
-    (One product of [z|m] and [z|-m] would leave rounding noise there, and its sign.)
+    (One product of [z|m] and [z|-m] would leave rounding noise there, and its sign.) Products are written to a place
+    that is given, where autocast does not reach them.
     """
     frames, tokens, _ = z.shape
     # E and G are symmetric: a pair of frames stands for both of its blocks, a frame with itself for one.
