@@ -183,9 +183,6 @@ def _sweep(z: Tensor, m: Tensor, gradient: Tensor, G: Tensor, margin: float) -> 
     frames, tokens, _ = z.shape
     # E and G are symmetric: a pair of frames stands for both of its blocks, a frame with itself for one.
     G = (2 * G.triu() - G.diag().diag()).to(z.dtype)
-    G = G.repeat_interleave(tokens, 1)[
-        :, None
-    ]  # [F, 1, N]: by token along a row of E, which is the fast way through it
     value = torch.zeros((), dtype=torch.float64, device=z.device)
     room = z.new_empty(2, TILE[0] * TILE[1] * tokens**2)  # two tiles, used again and again
     for f in range(0, frames, TILE[0]):
@@ -202,7 +199,8 @@ def _sweep(z: Tensor, m: Tensor, gradient: Tensor, G: Tensor, margin: float) -> 
             if margin:
                 E = softshrink(E, margin)  # sign(E) max(|E| - margin, 0)
             torch.sign(E, out=S)
-            S.view(-1, tokens, shape[1]).mul_(G[rows, :, g * tokens :][..., : shape[1]])  # G o sign E
+            weight = G[rows, columns].repeat_interleave(tokens, 1)[:, None]  # by token along a row: one long inner loop
+            S.view(-1, tokens, shape[1]).mul_(weight)  # G o sign E
             value += torch.dot(S.view(-1), E.view(-1))
             gradient_rows.addmm_(S, z_columns)  # product rule: rows, then columns
             gradient_columns.addmm_(S.mT, z_rows)
