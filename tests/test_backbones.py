@@ -41,6 +41,8 @@ from moalign.errors import Problem
 from moalign.interfaces import Noised
 
 FAMILIES = ("cogvideox", "wan")
+C = miniature.LATENT_CHANNELS
+FRAMES = {"cogvideox": 5, "wan": 3}  # latents of 9 frames; the small VAE of CogVideoX halves time once
 PARAMS = config.load(Path(__file__).parents[1] / "params.yaml", scale="miniature")
 PROMPTS = ["a red ball falls", "Tom &amp; Jerry\u2019s   blue box", "", "a very long caption " * 9]
 BOTH = pytest.mark.parametrize("family", FAMILIES)
@@ -61,15 +63,15 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     made = {family: miniature.build(top / family, family, seed=0) for family in FAMILIES}
     vae = made["wan"] / "vae" / "config.json"
     edited = json.loads(vae.read_text()) | {
-        "latents_mean": torch.linspace(-0.5, 0.6, 8).tolist(),
-        "latents_std": torch.linspace(0.5, 2.0, 8).tolist(),
+        "latents_mean": torch.linspace(-0.5, 0.6, C).tolist(),
+        "latents_std": torch.linspace(0.5, 2.0, C).tolist(),
     }
     vae.write_text(json.dumps(edited))
     return made
 
 
 def row_of(family: str, folder: Path, **changes) -> config.Backbone:
-    """The miniature's row with clips of 9 x 32 x 32, so latents of 3 x 8 x 8 and tokens of 3 x 4 x 4."""
+    """The miniature's row with clips of 9 x 32 x 32, so 8 x 8 latents and 4 x 4 tokens in FRAMES times."""
     return PARAMS.backbones[family].model_copy(
         update={"weights": str(folder), "frames": 9, "size": (32, 32), **changes}
     )
@@ -95,13 +97,13 @@ def clips(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, 9, 32, 32, generator=Generator().manual_seed(seed)) * 2 - 1
 
 
-def latents(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, 8, 3, 8, 8, generator=Generator().manual_seed(seed))
+def latents(count: int, family: str = "cogvideox", seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, C, FRAMES[family], 8, 8, generator=Generator().manual_seed(seed))
 
 
 def step(backbone: TextToVideo, layer: int | None, count: int = 2) -> tuple[Noised, torch.Tensor, torch.Tensor | None]:
     """One forward pass on fixed inputs: what was asked, the prediction, Y."""
-    noised = backbone.noise(latents(count), torch.arange(count) + 5)
+    noised = backbone.noise(latents(count, backbone.row.family), torch.arange(count) + 5)
     prompt = torch.randn(count, miniature.TEXT_TOKENS, 64, generator=Generator().manual_seed(1))
     prediction, Ys = backbone.predict(noised, prompt, () if layer is None else (layer,))
     return noised, prediction, *(Ys or [None])
@@ -121,7 +123,7 @@ def test_shapes_of_the_five_calls(shared, family):
     backbone = shared[family]
     x0 = clips(2)
     z0 = backbone.encode(x0)
-    assert z0.shape == (2, 8, *backbone.grid.latents) and z0.dtype == torch.float32
+    assert z0.shape == (2, C, *backbone.grid.latents) and z0.dtype == torch.float32
     prompt = backbone.embed(["a red ball falls", "a box"])
     assert prompt.shape == (2, miniature.TEXT_TOKENS, 64)
     noised = backbone.noise(z0, torch.tensor([3, 4]))
@@ -129,12 +131,14 @@ def test_shapes_of_the_five_calls(shared, family):
     prediction, (Y,) = backbone.predict(noised, prompt, (4,))
     assert prediction.shape == noised.target.shape
     assert (
-        Y.shape == (2, *backbone.grid.tokens, backbone.row.width) == (2, 3, 4, 4, {"cogvideox": 128, "wan": 96}[family])
+        Y.shape
+        == (2, *backbone.grid.tokens, backbone.row.width)
+        == (2, FRAMES[family], 4, 4, {"cogvideox": 128, "wan": 96}[family])
     )
     alone, nothing = backbone.predict(noised, prompt)
     assert nothing == [] and torch.equal(alone, prediction)
     first, last = backbone.ends
-    assert first.weight.shape[:2] == (backbone.row.width, 8) and last.weight.shape == (32, backbone.row.width)
+    assert first.weight.shape[:2] == (backbone.row.width, C) and last.weight.shape == (4 * C, backbone.row.width)
 
 
 @BOTH
@@ -158,7 +162,7 @@ def test_encode_is_causal_in_time(folders, family):
     later = x0.clone()
     later[:, :, 16] = -later[:, :, 16]
     one, two = backbone.encode(x0), backbone.encode(later)
-    assert one.shape == (1, 8, 5, 8, 8)
+    assert one.shape == (1, C, *backbone.grid.latents)
     assert torch.equal(one[:, :, 0], two[:, :, 0])
     assert not torch.allclose(one[:, :, -1], two[:, :, -1])
 
@@ -243,10 +247,10 @@ def test_terminal_snr_is_zero(shared):
 
 
 def test_flow_matching_target_on_normalised_latents(shared, folders):
-    backbone, z0 = shared["wan"], latents(3)
+    backbone, z0 = shared["wan"], latents(3, "wan")
     noised = backbone.noise(z0, torch.tensor([1, 2, 3]))
     stats = json.loads((folders["wan"] / "vae" / "config.json").read_text())
-    mean, std = (torch.tensor(stats[key]).view(1, 8, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+    mean, std = (torch.tensor(stats[key]).view(1, C, 1, 1, 1) for key in ("latents_mean", "latents_std"))
     s = (noised.t / 1000).view(-1, 1, 1, 1, 1)
     assert torch.allclose(noised.z_t - s * noised.target, (z0 - mean) / std, atol=1e-5)
     eps = noised.z_t + (1 - s) * noised.target
@@ -261,7 +265,7 @@ def test_flow_matching_target_on_normalised_latents(shared, folders):
 def test_distribution_of_the_noise_level(shared, family):
     """CogVideoX: uniform over 0..999. Wan: the logit, less log(shift), is standard normal."""
     streams = torch.arange(3000) * 7919
-    t = torch.cat([shared[family].noise(torch.zeros(1, 8, 3, 8, 8), s[None]).t for s in streams]).double()
+    t = torch.cat([shared[family].noise(torch.zeros(1, C, FRAMES[family], 8, 8), s[None]).t for s in streams]).double()
     if family == "cogvideox":
         assert 0 <= t.min() < 5 and 994 < t.max() <= 999 and abs(t.mean() - 499.5) < 20 and abs(t.std() - 288.7) < 10
     else:
@@ -271,7 +275,7 @@ def test_distribution_of_the_noise_level(shared, family):
 
 @BOTH
 def test_noise_of_a_clip_does_not_know_its_batch(shared, family):
-    backbone, z0, streams = shared[family], latents(5), torch.tensor([9, -3, 2**62, 7, 8])
+    backbone, z0, streams = shared[family], latents(5, family), torch.tensor([9, -3, 2**62, 7, 8])
     whole = backbone.noise(z0, streams)
     parts = [backbone.noise(z0[piece], streams[piece]) for piece in ([0, 1, 2], [3, 4])]
     turned = backbone.noise(z0.flip(0), streams.flip(0))
@@ -330,7 +334,7 @@ def test_several_layers_at_once(fresh, family):
     backbone = fresh(family, parts=("transformer",))
     alone = {layer: step(backbone, layer)[2] for layer in (2, 5)}
     noised, prompt = (
-        backbone.noise(latents(2), torch.arange(2) + 5),
+        backbone.noise(latents(2, family), torch.arange(2) + 5),
         torch.randn(2, miniature.TEXT_TOKENS, 64, generator=Generator().manual_seed(1)),
     )
     _, Ys = backbone.predict(noised, prompt, (5, 2))
@@ -373,7 +377,7 @@ def test_no_tensor_outlives_its_step(fresh, family, checkpointing):
 @BOTH
 def test_a_failed_forward_leaves_the_tap_idle(fresh, family):
     backbone = fresh(family, parts=("transformer",))
-    noised = backbone.noise(latents(1), torch.tensor([1]))
+    noised = backbone.noise(latents(1, family), torch.tensor([1]))
     with pytest.raises(RuntimeError):
         backbone.predict(noised, torch.zeros(1, miniature.TEXT_TOKENS, 63), (2,))
     assert not backbone.tap.outputs and not backbone.tap.wanted
@@ -418,7 +422,7 @@ def test_compiled(folders):
     """A compiled model is tapped too, also where it was compiled without a layer before."""
     row = row_of("wan", folders["wan"], blocks=2)
     transformer = WanTransformer3DModel.from_config(miniature.pipeline("wan").transformer.config, num_layers=2)
-    stats = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
+    stats = {"latents_mean": [0.0] * C, "latents_std": [1.0] * C}
     backbone = Wan(row, backbones.own_grid(row), Parts(transformer, None, None, None, stats, {}))
     plain = {layer: step(backbone, layer)[1:] for layer in (None, 1, 2)}
     backbone.module = torch.compile(backbone.module, backend="eager")
@@ -627,7 +631,9 @@ def test_what_is_saved_names_its_origin_and_no_folder_of_this_machine(folders, f
 def test_only_the_named_parts_are_loaded(fresh, family):
     trained = fresh(family, parts=("transformer",))
     assert trained.vae is None and trained.text_encoder is None
-    assert trained.noise(latents(1), torch.tensor([1])).z_t.isfinite().all(), "needs the VAE's config, not its weights"
+    assert trained.noise(latents(1, family), torch.tensor([1])).z_t.isfinite().all(), (
+        "needs the VAE's config, not its weights"
+    )
     encoder = fresh(family, parts=("vae", "text"))
     assert encoder.transformer is None and encoder.module is None
     assert not any(weight.requires_grad for part in (encoder.vae, encoder.text_encoder) for weight in part.parameters())
@@ -637,7 +643,8 @@ def test_only_the_named_parts_are_loaded(fresh, family):
 @BOTH
 def test_without_a_teacher_the_grid_is_the_rows_own(folders, family):
     backbone = backbones.load(row_of(family, folders[family]), parts=("transformer",))
-    assert backbone.grid.latents == (3, 8, 8) and backbone.grid.tokens == (3, 4, 4) == (3, *backbone.grid.motion[1:])
+    assert backbone.grid.latents == (FRAMES[family], 8, 8)
+    assert backbone.grid.tokens == (FRAMES[family], 4, 4) and backbone.grid.motion[1:] == (4, 4)
 
 
 @BOTH
@@ -659,7 +666,7 @@ def test_bf16_leaves_the_vae_in_fp32(fresh, family):
         ({"blocks": 30}, r"transformer: num_layers is 6, .*`blocks`.* is 30; set blocks: 6"),
         ({"width": 64}, r"transformer: num_attention_heads x attention_head_dim is \d+, .*`width`.* is 64"),
         ({"patch": 4}, r"transformer: patch_size is 2, .*`patch`.* is 4"),
-        ({"stride": (4, 8)}, r"vae: stride in time and space is \[4, 4\], .*`stride`.* is \[4, 8\]"),
+        ({"stride": (4, 8)}, r"vae: stride in time and space is \[[24], 4\], .*`stride`.* is \[4, 8\]"),
         ({"text_tokens": 226}, r"(transformer|tokenizer): .* is 32, .*`text_tokens`.* is 226"),
     ],
 )
@@ -690,7 +697,9 @@ def test_a_hub_name_that_cannot_be_had(monkeypatch):
         raise LocalEntryNotFoundError("no network and not in the cache\nmore lines")
 
     monkeypatch.setattr(loading, "snapshot_download", offline)
-    with pytest.raises(Problem, match=r"^zai-org/No-2b: .*not in the cache\).*`weights`.*`moalign weights check` says how$"):
+    with pytest.raises(
+        Problem, match=r"^zai-org/No-2b: .*not in the cache\).*`weights`.*`moalign weights check` says how$"
+    ):
         backbones.load(row_of("cogvideox", Path("zai-org/No-2b")), parts=("transformer", "text"))
     patterns = asked["zai-org/No-2b"]
     assert "transformer/*" in patterns and "text_encoder/*" in patterns and "tokenizer/*" in patterns
@@ -757,10 +766,10 @@ def test_tensors_that_do_not_fit(shared, family):
     backbone = shared[family]
     with pytest.raises(Problem, match=r"clips of shape \[3, 9, 64, 64\].*\[3, 9, 32, 32\]"):
         backbone.encode(torch.zeros(1, 3, 9, 64, 64))
-    with pytest.raises(Problem, match=r"latents of shape \[1, 8, 13, 8, 8\].*\[3, 8, 8\].*encode"):
-        backbone.noise(torch.zeros(1, 8, 13, 8, 8), torch.tensor([1]))
+    with pytest.raises(Problem, match=rf"latents of shape \[1, 16, 13, 8, 8\].*\[{FRAMES[family]}, 8, 8\].*encode"):
+        backbone.noise(torch.zeros(1, C, 13, 8, 8), torch.tensor([1]))
     with pytest.raises(Problem, match=r"with 1 streams"):
-        backbone.noise(latents(2), torch.tensor([1]))
+        backbone.noise(latents(2, family), torch.tensor([1]))
     for layer in (0, 7):
         with pytest.raises(Problem, match=rf"align.layer: {layer} .*1-6"):
             step(backbone, layer)
@@ -779,7 +788,7 @@ def test_miniature_models(family, tmp_path):
     assert sums != (miniature.build(tmp_path / "two", family, seed=4) / "SHA256SUMS").read_text()
     assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=one).returncode == 0
     assert len(sums.splitlines()) == sum(path.is_file() for path in one.rglob("*")) - 1
-    assert sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) < 14e6
+    assert sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) < 19e6
     assert str(tmp_path) not in "".join(path.read_text() for path in one.rglob("*.json"))
     for scale in ("smoke", "miniature"):
         params = config.load(Path(__file__).parents[1] / "params.yaml", scale=scale)
@@ -787,7 +796,7 @@ def test_miniature_models(family, tmp_path):
         backbone = backbones.load(row, params.grid(family))
     z0 = backbone.encode(torch.zeros(1, 3, 17, 64, 64))
     _, (Y,) = backbone.predict(backbone.noise(z0, torch.tensor([1])), backbone.embed(["a ball"]), (4,))
-    assert Y.shape == (1, 5, 8, 8, row.width)
+    assert Y.shape == (1, *backbone.grid.tokens, row.width)
 
 
 # --- the paper's sizes ----------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def row_of(folder: Path, **changes) -> config.Backbone:
-    """The miniature's row with clips of 9 x 32 x 32: latents of 3 x 8 x 8, tokens of 3 x 4 x 4."""
+    """The miniature's row with clips of 9 x 32 x 32: latents of 5 x 8 x 8, tokens of 5 x 4 x 4."""
     changes = {"weights": str(folder), "frames": 9, "size": (32, 32), **changes}
     return PARAMS.backbones["cogvideox"].model_copy(update=changes)
 
@@ -73,7 +73,7 @@ def tuned(folder) -> VideoJAM:
 
 
 def latents(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, C, 3, 8, 8, generator=Generator().manual_seed(seed))
+    return torch.randn(count, C, 5, 8, 8, generator=Generator().manual_seed(seed))
 
 
 def prompt_states(count: int) -> Tensor:
@@ -165,7 +165,7 @@ def test_channels_are_counted_before_places_in_the_patch(tuned):
         bias[C * 4 + 3] -= 1
     changed = ((after - before).abs() > 0.5).nonzero()
     assert set(changed[:, 2].tolist()) == {C}
-    assert (changed[:, 3:] % 2 == 1).all() and len(changed) == 3 * 4 * 4
+    assert (changed[:, 3:] % 2 == 1).all() and len(changed) == 5 * 4 * 4
 
 
 def test_gradients_reach_the_new_weights(folder):
@@ -216,18 +216,18 @@ def test_a_tuned_folder_opens_in_the_stock_class_and_here(tuned, folder, tmp_pat
     pipeline.set_progress_bar_config(disable=True)
     call = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 1, "max_sequence_length": 32}
     drawn = pipeline(PROMPTS[0], **call, generator=Generator().manual_seed(1), output_type="latent").frames
-    assert drawn.shape == (1, 3, 2 * C, 8, 8)
+    assert drawn.shape == (1, 5, 2 * C, 8, 8)
     with pytest.raises(RuntimeError, match="channels"):
         pipeline(PROMPTS[0], **call, output_type="pt")
 
 
 def test_transformers_of_other_widths_are_refused(tuned, folder, tmp_path):
     tuned.save(tmp_path / "transformer")
-    with pytest.raises(Problem, match=r"transformer: 16 channels in and 16 out, where .* need 8; .*this method"):
+    with pytest.raises(Problem, match=r"transformer: 32 channels in and 32 out, where .* need 16; .*this method"):
         backbones.load(row_of(folder), transformer=tmp_path / "transformer", parts=("transformer",))
     path = tmp_path / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"in_channels": 24}))
-    with pytest.raises(Problem, match=r"transformer: 24 channels in and 16 out, where .* need 8 or 16"):
+    with pytest.raises(Problem, match=r"transformer: 24 channels in and 32 out, where .* need 16 or 32"):
         backbones.load(row_of(folder), transformer=tmp_path / "transformer", parts=("transformer",), joint=True)
     with pytest.raises(Problem, match="family: 'wan' has no model of video and flow; allowed: cogvideox"):
         backbones.load(row_of(folder, family="wan"), joint=True)
@@ -242,7 +242,7 @@ def test_the_videos_noise_is_that_of_every_other_method(base, widened):
     assert torch.equal(joint.t, plain.t)
     for name in ("z_t", "target"):
         both = getattr(joint, name)
-        assert both.shape == (3, 3, 2 * C, 8, 8)
+        assert both.shape == (3, 5, 2 * C, 8, 8)
         assert torch.equal(widened.halves(both)[0], getattr(plain, name))
 
 
@@ -283,7 +283,7 @@ def test_a_share_of_the_flows_is_hidden(widened):
 
 def test_latents_without_their_flow_are_refused(widened):
     with pytest.raises(
-        Problem, match="latents of 8 channels, where video and flow have 16; run `encode` and `targets`"
+        Problem, match="latents of 16 channels, where video and flow have 32; run `encode` and `targets`"
     ):
         widened.noise(latents(1), torch.tensor([1]))
 
@@ -316,7 +316,7 @@ def by_hand(backbone: VideoJAM, cfg: config.Sampling, seeds: list[int], w2: floa
     y, nothing = backbone.embed(PROMPTS), backbone.embed([cfg.negative_prompt] * len(PROMPTS))
     # two generators per clip, the video's and another for the flow
     rngs = rngs_of(*seeds), rngs_of(*(seed ^ backbones.videojam.FLOW for seed in seeds))
-    x, d = (torch.stack([torch.randn(3, C, 8, 8, generator=rng) for rng in half]) for half in rngs)
+    x, d = (torch.stack([torch.randn(5, C, 8, 8, generator=rng) for rng in half]) for half in rngs)
     old, back = [None, None], None
 
     def u(flow: Tensor, text: Tensor, t: Tensor) -> Tensor:
@@ -402,7 +402,7 @@ def test_from_a_clip_to_a_sampled_video(folder, network, tmp_path):
     given, made = manifest.read(clips, manifest.Clip), manifest.read(at("targets/0000.jsonl"), manifest.Target)
     assert [row.key for row in made.rows] == [row.key for row in given.rows] and len(made.rows) == 4
     shard = shards.TensorShard(made.locate(made.rows[0].file))
-    assert shard["target"].get_shape() == [4, C, 5, 16, 16] and shard.metadata["target"] == "flow_video"
+    assert shard["target"].get_shape() == [4, C, 9, 16, 16] and shard.metadata["target"] == "flow_video"
     row = params.backbones["cogvideox"]
     vae = backbones.load(row, parts=("vae",)).vae
     network = raft.load(params.flow)

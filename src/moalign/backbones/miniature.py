@@ -34,7 +34,7 @@ from moalign.manifest import sha256, write_text
 
 TEXT_TOKENS = 32
 TEXT_WIDTH = 64
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
 SUMS = "SHA256SUMS"
 TEXT = {
     "vocab_size": 768,
@@ -79,7 +79,7 @@ def write_sums(folder: str | Path) -> None:
 
 
 def _cogvideox(tokens: PreTrainedTokenizerFast) -> CogVideoXPipeline:
-    """64 x 64 x 17 pixels -> 16 x 16 x 5 latents -> 8 x 8 x 5 tokens of width 128, 6 blocks."""
+    """64 x 64 x 17 pixels -> 16 x 16 x 9 latents -> 8 x 8 x 9 tokens of width 128, 6 blocks."""
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=32,
@@ -92,10 +92,12 @@ def _cogvideox(tokens: PreTrainedTokenizerFast) -> CogVideoXPipeline:
         sample_height=16,
         sample_width=16,
         sample_frames=17,
+        temporal_compression_ratio=2,
         spatial_interpolation_scale=1.0,  # positions as they are: the grid is far smaller than the paper's
     )
     vae = AutoencoderKLCogVideoX(
-        block_out_channels=(16, 32, 32),  # two halvings in space, two in time
+        block_out_channels=(16, 32, 64),  # two halvings in space
+        temporal_compression_ratio=2,
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
         latent_channels=LATENT_CHANNELS,

@@ -195,12 +195,15 @@ def crops(world: World, row: config.Autoencode, rng: Generator) -> Tensor:
 
 
 def vae_loss(vae: nn.Module, x0: Tensor) -> Tensor:
-    """Absolute error, and a divergence just large enough to keep the latents bounded."""
+    """Absolute error, what moves weighing more, and a divergence just large enough to keep the latents bounded."""
+    moving = (x0 - x0.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.2
+    weight = 1 + 5.0 * moving
     posterior = vae.encode(x0).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=Generator().manual_seed(int(x0.sum().item() * 1e3) % 2**31))
     z = posterior.mean + posterior.std * noise.to(x0)
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    return functional.l1_loss(vae.decode(z).sample, x0) + 1e-4 * divergence
+    error = (vae.decode(z).sample - x0).abs()
+    return (weight * error).mean() / weight.mean() + 1e-4 * divergence
 
 
 @torch.no_grad()
