@@ -115,7 +115,7 @@ class Making:
                     Flow(clip.key, f"{shard:04d}.safetensors", index, round(flow.norm(dim=1).mean().item(), 6))
                 )
                 flows.append(raft.pack(flow))
-            shards.write_tensors(made.path.parent / f"{shard:04d}.safetensors", {"flow": torch.stack(flows)})
+            shards.write_tensors(made.path.parent / f"{shard:04d}.safetensors", shards.end_to_end("flow", flows))
         with manifest.making(
             self.results / f"latents/cogvideox/{kind}/{shard:04d}.jsonl",
             Latent,

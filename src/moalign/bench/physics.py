@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -407,7 +407,7 @@ def collides(seen: Seen, named: list[Track]) -> bool:
 def rolls(seen: Seen, named: list[Track]) -> bool:
     """It goes down and sideways along a line as steep as the world's ramps, close to a wall."""
     item = named[0]
-    x, y = item.at.T
+    y = item.at[:, 1]
     down = y - first(y)
     late = np.flatnonzero(down > 0.8 * np.nanmax(down))
     if not np.nanmax(down) >= 4 or not len(late):
