@@ -215,7 +215,7 @@ def track(colour: str, cover: np.ndarray) -> Track:
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     rows = np.full((len(cover), 6), np.nan)  # x, y, area, aspect, extent, split
     for number, frame in enumerate(cover):
-        count, labels, stats, _ = cv2.connectedComponentsWithStats((frame > 0).astype(np.uint8), connectivity=8)
+        count, labels, _, _ = cv2.connectedComponentsWithStats((frame > 0).astype(np.uint8), connectivity=8)
         areas = np.bincount(labels.ravel(), weights=frame.ravel(), minlength=count)
         areas[0] = 0
         largest = int(np.argmax(areas))
@@ -347,7 +347,7 @@ def commonsense(broken: dict[str, float], thresholds: dict[str, float]) -> int:
 
 
 def adherence(seen: Seen, prompt: Named, bins: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Share that holds of each kind of attribute that the prompt names: count, colours, sizes, event, gravity, speed."""
+    """Share that holds of each kind of attribute in the prompt: count, colours, sizes, event, gravity, speed."""
     lasting = [item for item in seen.tracks if np.isfinite(item.area).mean() >= LASTING]
     by_colour = {item.colour: item for item in lasting}
     named = [by_colour.get(look.colour) for look in prompt.objects]
