@@ -137,6 +137,25 @@ COMMANDS = {
             Flag("record", "write hashes and commits of what is right into resources/weights.lock.yaml", switch=True),
         ),
     ),
+    "throughput train": Command(
+        "moalign.stages.throughput:train",
+        "measure steps of stage 2 at a run's true sizes with random weights: clips/s, memory, utilisation",
+        (
+            Flag("run", "row of params.yaml's runs, cog-moalign by default", optional=True),
+            Flag("params", "params.yaml, the default", optional=True),
+            Flag("scale", "in place of the one that it names", optional=True),
+            Flag("steps", "steps to time, 5 by default", number=True, optional=True),
+            Flag(
+                "micro",
+                "clips of a micro-batch, several to compare; 1 by default",
+                many=True,
+                number=True,
+                optional=True,
+            ),
+            Flag("checkpointing", "none, keep_attention, full; all by default", many=True, optional=True),
+            Flag("out", "JSON file for the figures", optional=True),
+        ),
+    ),
     "schema": Command(
         "moalign.stages.schema:run",
         "write the JSON schema of params.yaml, for editors",

@@ -9,7 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 from torchvision.models import optical_flow
 
 from moalign import backbones, config, device, manifest, shards, video
 from moalign.backbones import miniature as blueprint
 from moalign.backbones.base import TextToVideo
-from moalign.clips import normalise
+from moalign.clips import normalise, to_frames
 from moalign.config import MiniaturePin
+from moalign.interfaces import Noised
 from moalign.progress import say, track
-from moalign.teacher import videomae
+from moalign.teacher import flowvideo, videomae
 from moalign.world import captions, corrupt, footage, physics, render
 from moalign.world.moved import moved
 
-SAVE_EVERY = 100  # steps
+SAVE_SECONDS = 60.0  # between checkpoints
 EVERY = 15  # of the real footage's frames one is used
 RAFT_UPDATES = 5
 MOVED = 24  # of 255: how much a pixel changes from frame to frame where something moves
+COLOURED = 0.1  # of the VAE's pieces: optical flow as a picture, which VideoJAM has it encode
 
 
 @dataclass
@@ -43,9 +48,13 @@ class World:
     frames: Tensor  # uint8 [N, F, 64, 64, 3]
     captions: list[str]
 
-    def x0(self, index: Tensor) -> Tensor:
-        """[B, 3, F, 64, 64] in [-1, 1]."""
-        return torch.stack([normalise(frames) for frames in self.frames[index].numpy()])
+    def flow_frames(self, index: int) -> Tensor:
+        """Exact flow of a clip as pictures, the last one twice: uint8 [F, 64, 64, 3]."""
+        simulation = simulate(self.row, index)
+        F = self.frames.shape[1]
+        flows = [render.flow(simulation, first, first + 1)[0] for first in range(F - 1)]
+        vectors = torch.from_numpy(np.stack([*flows, flows[-1]])).float().permute(0, 3, 1, 2)
+        return torch.from_numpy(to_frames(flowvideo.picture(vectors).transpose(0, 1) / 2 + 0.5))
 
     def flow(self, index: int, first: int) -> tuple[Tensor, Tensor]:
         """Exact flow of a clip from frame `first` to the next, [2, 64, 64], and where that is seen, [64, 64]."""
@@ -59,7 +68,7 @@ def run(config: str, work: str, out: str) -> None:
     where = device.use(pin.machine)
     work_folder = Path(work)
     work_folder.mkdir(parents=True, exist_ok=True)
-    world = make_world(pin.pretraining, work_folder.parent / "world")
+    world = make_world(pin.pretraining, work_folder.parent / "world", pin.machine.threads)
     started = time.monotonic()
     torch.manual_seed(pin.pretraining.seed)
     make = {"cogvideox": make_backbone, "wan": make_backbone, "videomae": make_encoder, "raft": make_raft}[pin.model]
@@ -70,11 +79,13 @@ def run(config: str, work: str, out: str) -> None:
     blueprint.write_sums(out)
 
 
-def make_world(row: config.Pretraining, folder: Path) -> World:
+def make_world(row: config.Pretraining, folder: Path, processes: int) -> World:
     """Render the clips, `wrong` of them twins with wrong physics, or read those of an earlier call."""
     file = folder / f"{row.collection}-{row.seed}-{row.clips}-{row.wrong}.safetensors"
     if not file.exists():
-        frames = [render.draw(simulate(row, index)) for index in track(range(row.clips), "world")]
+        with ProcessPoolExecutor(processes) as pool:
+            drawn = pool.map(partial(draw_clip, row), range(row.clips), chunksize=50)
+            frames = list(track(drawn, "world", total=row.clips))
         shards.write_tensors(file, {"frames": torch.from_numpy(np.stack(frames))})
     chosen = [physics.choose(row.collection, index) for index in range(row.clips)]
     texts = [captions.caption(physics.attributes(*clip), clip[1]) for clip in chosen]
@@ -91,10 +102,34 @@ def simulate(row: config.Pretraining, index: int) -> physics.Simulation:
     return right
 
 
+def draw_clip(row: config.Pretraining, index: int) -> np.ndarray:
+    """A clip's frames, uint8 [F, 64, 64, 3]."""
+    return render.draw(simulate(row, index))
+
+
+class Batches(Dataset):
+    """Step -> its batch: what `draw` takes from a generator that the step seeds, on the CPU."""
+
+    def __init__(self, draw: Callable[[Generator], tuple], seed: int, first: int, last: int):
+        self.draw, self.seed, self.steps = draw, seed, range(first, last)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, number: int) -> tuple:
+        return self.draw(Generator().manual_seed(self.seed * 1_000_003 + self.steps[number]))
+
+
 def fit(
-    what: str, module: nn.Module, row: config.Fit, loss: Callable[[Generator], Tensor], work: Path, seed: int
+    what: str,
+    module: nn.Module,
+    row: config.Fit,
+    draw: Callable[[Generator], tuple],
+    loss: Callable[..., Tensor],
+    work: Path,
+    pin: MiniaturePin,
 ) -> list[float]:
-    """AdamW, warm-up and cosine decay. `loss` draws its batch from the generator it is given, seeded by the step.
+    """AdamW, warm-up and cosine decay, on `loss(*draw(rng))`. With a GPU, processes draw ahead of it.
 
     Returns the loss of every step. Resumes from work/{what}.pt.
     """
@@ -113,20 +148,36 @@ def fit(
         losses = state["losses"]
         say(f"{what}: goes on from step {len(losses)}")
     module.train()
-    for step in track(range(len(losses), row.steps), what, total=row.steps, done=len(losses)):
-        value = loss(Generator().manual_seed(seed * 1_000_003 + step))
+    batches = Batches(draw, pin.pretraining.seed, len(losses), row.steps)
+    workers = pin.machine.threads if pin.machine.device == "cuda" else 0
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=as_drawn)
+    new, saved = [], time.monotonic()  # losses stay on the device between checkpoints, so that it never waits
+    for batch in track(loader, what, total=row.steps, done=len(losses)):
+        value = loss(*batch)
         optimiser.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         rate.step()
-        losses.append(value.item())
-        if len(losses) % SAVE_EVERY == 0 or len(losses) == row.steps:
-            say(f"{what}: step {len(losses)}, loss {np.mean(losses[-SAVE_EVERY:]):.4f}")
+        new.append(value.detach())
+        if time.monotonic() - saved > SAVE_SECONDS or len(losses) + len(new) == row.steps:
+            losses += torch.stack(new).tolist()
+            say(f"{what}: step {len(losses)}, loss {np.mean(losses[-len(new) :]):.4f}")
             with manifest.replacing(file) as temporary:
                 state = {"module": module.state_dict(), "optimiser": optimiser.state_dict()}
                 torch.save(state | {"rate": rate.state_dict(), "losses": losses}, temporary)
+            new, saved = [], time.monotonic()
     return losses
+
+
+def as_drawn(batch: tuple) -> tuple:
+    """No collation: a draw is a batch already."""
+    return batch
+
+
+def pixels(frames: Tensor, where: torch.device) -> Tensor:
+    """uint8 [B, F, H, W, 3] -> [B, 3, F, H, W] in [-1, 1] on a device."""
+    return frames.to(where).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).contiguous()
 
 
 def curve(losses: list[float], points: int = 50) -> list[float]:
@@ -143,12 +194,7 @@ def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where:
     base = blueprint.pipeline(row.family, recipe.seed, world.captions)
     vae, own = base.vae.to(where), getattr(recipe, f"{pin.model}_vae")
     vae_losses = fit(
-        "vae",
-        vae,
-        own,
-        lambda rng: vae_loss(vae, crops(world, own, rng).to(where)),
-        work,
-        recipe.seed,
+        "vae", vae, own, partial(pieces, world, own), lambda *drawn: vae_loss(vae, *drawn, where), work, pin
     )
     vae.eval()
     means = posterior_means(vae, world, where)
@@ -163,9 +209,10 @@ def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where:
         pin.model,
         both,
         settings,
-        lambda rng: denoising_loss(backbone, world, means, recipe, settings.batch, rng),
+        partial(noised, backbone, world, means, recipe.prompt_dropout, settings.batch),
+        partial(denoising_loss, backbone),
         work,
-        recipe.seed,
+        pin,
     )
     backbone.transformer.register_to_config(_name_or_path=row.weights)  # not the folder that it was made in
     backbone.save(out / "transformer")
@@ -176,9 +223,9 @@ def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where:
     }
 
 
-def crops(world: World, row: config.Autoencode, rng: Generator) -> Tensor:
-    """Random pieces [B, 3, *row.crop] of clips, half of them around something that moves."""
-    pieces = []
+def pieces(world: World, row: config.Autoencode, rng: Generator) -> tuple[Tensor, int]:
+    """Random pieces of clips, uint8 [B, *row.crop, 3], half of them around something that moves; a seed for noise."""
+    found = []
     F, H, W = row.crop
     for index in torch.randint(len(world.frames), (row.batch,), generator=rng).tolist():
         start = int(torch.randint(world.frames.shape[1] - F + 1, (), generator=rng))
@@ -189,17 +236,19 @@ def crops(world: World, row: config.Autoencode, rng: Generator) -> Tensor:
             if len(moving):
                 y, x = moving[int(torch.randint(len(moving), (), generator=rng))].tolist()
                 top, left = min(max(0, y - H // 2), 64 - H), min(max(0, x - W // 2), 64 - W)
-        frames = world.frames[index, start : start + F, top : top + H, left : left + W]
-        pieces.append(normalise(frames.numpy()))
-    return torch.stack(pieces)
+        coloured = torch.rand((), generator=rng) < COLOURED
+        frames = world.flow_frames(index) if coloured else world.frames[index]
+        found.append(frames[start : start + F, top : top + H, left : left + W])
+    return torch.stack(found), int(torch.randint(2**62, (), generator=rng))
 
 
-def vae_loss(vae: nn.Module, x0: Tensor) -> Tensor:
+def vae_loss(vae: nn.Module, frames: Tensor, seed: int, where: torch.device) -> Tensor:
     """Absolute error, what moves weighing more, and a divergence just large enough to keep the latents bounded."""
+    x0 = pixels(frames, where)
     moving = (x0 - x0.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.2
     weight = 1 + 5.0 * moving
     posterior = vae.encode(x0).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=Generator().manual_seed(int(x0.sum().item() * 1e3) % 2**31))
+    noise = torch.randn(posterior.mean.shape, generator=Generator().manual_seed(seed))
     z = posterior.mean + posterior.std * noise.to(x0)
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     error = (vae.decode(z).sample - x0).abs()
@@ -209,14 +258,14 @@ def vae_loss(vae: nn.Module, x0: Tensor) -> Tensor:
 @torch.no_grad()
 def posterior_means(vae: nn.Module, world: World, where: torch.device) -> Tensor:
     """Latents of every clip, [N, C, Fl, Hl, Wl]."""
-    spans = torch.arange(len(world.frames)).split(8)
-    return torch.cat([vae.encode(world.x0(span).to(where)).latent_dist.mean.cpu() for span in track(spans, "latents")])
+    spans = world.frames.split(32)
+    return torch.cat([vae.encode(pixels(span, where)).latent_dist.mean.cpu() for span in track(spans, "latents")])
 
 
 @torch.no_grad()
 def reconstruction_error(vae: nn.Module, world: World, where: torch.device) -> float:
     """Mean absolute error of whole clips in [-1, 1], 32 of them."""
-    x0 = world.x0(torch.arange(min(32, len(world.frames)))).to(where)
+    x0 = pixels(world.frames[:32], where)
     found = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x0.split(8)])
     return round(functional.l1_loss(found, x0).item(), 5)
 
@@ -231,18 +280,23 @@ def calibrate(vae: nn.Module, means: Tensor) -> None:
         vae.register_to_config(latents_mean=[round(m, 5) for m in mean], latents_std=[round(s, 5) for s in std])
 
 
-def denoising_loss(
-    backbone: TextToVideo, world: World, means: Tensor, recipe: config.Pretraining, batch: int, rng: Generator
-) -> Tensor:
-    """The backbone's own objective on cached latents, some prompts left empty."""
-    where = backbone.transformer.device
+def noised(
+    backbone: TextToVideo, world: World, means: Tensor, dropout: float, batch: int, rng: Generator
+) -> tuple[Noised, list[str]]:
+    """Noised cached latents of random clips, and their prompts, some left empty."""
     index = torch.randint(len(means), (batch,), generator=rng)
-    drop = torch.rand(batch, generator=rng) < recipe.prompt_dropout
+    drop = torch.rand(batch, generator=rng) < dropout
     streams = torch.randint(2**62, (batch,), generator=rng)
     prompts = ["" if gone else world.captions[i] for i, gone in zip(index.tolist(), drop.tolist(), strict=True)]
-    noised = backbone.noise(means[index].to(where), streams)
-    prediction, _ = backbone.predict(noised, backbone.embed(prompts))
-    return functional.mse_loss(prediction, noised.target)
+    return backbone.noise(means[index], streams), prompts
+
+
+def denoising_loss(backbone: TextToVideo, drawn: Noised, prompts: list[str]) -> Tensor:
+    """The backbone's own objective."""
+    where = backbone.transformer.device
+    drawn = Noised(drawn.z_t.to(where), drawn.t.to(where), drawn.target.to(where))
+    prediction, _ = backbone.predict(drawn, backbone.embed(prompts))
+    return functional.mse_loss(prediction, drawn.target)
 
 
 # --- the encoder and the flow model ----------------------------------------------------------------------------------
@@ -277,14 +331,16 @@ def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: 
     recipe, settings = pin.pretraining, pin.pretraining.videomae
     model = MaskedAutoencoder(videomae.VideoMAE(pin.encoder), pin.encoder).to(where)
 
-    def loss(rng: Generator) -> Tensor:
-        index = torch.randint(len(world.frames), (settings.batch,), generator=rng)
-        frames = world.x0(index)[:, :, 1:].to(where)
-        F, H, W = frames.shape[2] // pin.encoder.tubelet, *(side // pin.encoder.patch for side in frames.shape[3:])
+    def draw(rng: Generator) -> tuple[Tensor, Tensor]:
+        frames = world.frames[torch.randint(len(world.frames), (settings.batch,), generator=rng)][:, 1:]
+        F, H, W = frames.shape[1] // pin.encoder.tubelet, *(side // pin.encoder.patch for side in frames.shape[2:4])
         hide = torch.rand(settings.batch, 1, H, W, generator=rng) < recipe.mask
-        return model.loss(frames, hide.expand(-1, F, -1, -1).to(where))
+        return frames, hide.expand(-1, F, -1, -1)
 
-    losses = fit("videomae", model, settings, loss, work, recipe.seed)
+    def loss(frames: Tensor, hide: Tensor) -> Tensor:
+        return model.loss(pixels(frames, where), hide.to(where))
+
+    losses = fit("videomae", model, settings, draw, loss, work, pin)
     out.mkdir(parents=True, exist_ok=True)
     videomae.save(model.encoder, out / Path(pin.encoder.weights).name)
     return {"steps": settings.steps, "batch": settings.batch, "mask": recipe.mask, "loss": curve(losses)}
@@ -292,20 +348,23 @@ def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: 
 
 def make_raft(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
     """RAFT on exact flow, every update's estimate weighed: half world, half pictures moved as a whole."""
-    recipe, settings, size = pin.pretraining, pin.pretraining.raft, pin.flow.size
+    settings, size = pin.pretraining.raft, pin.flow.size
     model = getattr(optical_flow, pin.flow.model)(weights=None).to(where)
     pictures = real_pictures(size)
 
-    def loss(rng: Generator) -> Tensor:
+    def draw(rng: Generator) -> tuple[Tensor, ...]:
         pairs = [random_pair(world, pictures, size, number % 2 == 1, rng) for number in range(settings.batch)]
-        a, b, flow, seen = (torch.stack(parts).to(where) for parts in zip(*pairs, strict=True))
+        return tuple(torch.stack(parts) for parts in zip(*pairs, strict=True))
+
+    def loss(*drawn: Tensor) -> Tensor:
+        a, b, flow, seen = (part.to(where) for part in drawn)
         estimates = model(a, b, num_flow_updates=RAFT_UPDATES)
         weigh = 1 + 4 * (flow.abs().amax(1, keepdim=True) > 0.5)  # few of the world's pixels move
         weigh = weigh * seen[:, None]
         errors = [(weigh * (estimate - flow).abs()).sum() / weigh.sum() / 2 for estimate in estimates]
         return sum(0.8 ** (len(errors) - 1 - number) * error for number, error in enumerate(errors))
 
-    losses = fit("raft", model, settings, loss, work, recipe.seed)
+    losses = fit("raft", model, settings, draw, loss, work, pin)
     out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), out / Path(pin.flow.weights).name)
     return {"steps": settings.steps, "batch": settings.batch, "loss": curve(losses)}
