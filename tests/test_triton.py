@@ -29,6 +29,7 @@ LOSSES = {"Eq. 8": lambda Z, M: soft_trd(Z, M, 10.0), "margin 0": lambda Z, M: t
 EQUAL = (2, 3, 35)  # B, F, P of the case in which student and teacher are the same
 WIDTHS = [24, 64, 100, 768]
 VALUE, GRADIENT = 1e-6, 1e-4  # relative to fp64: rounding; and pairs whose E is so near 0 that fp32 turns its sign
+FLIPS = 2  # times the gradient error of plain fp32: at the paper's size that alone is 6e-4 for a margin
 
 
 def tokens(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,8 @@ def assert_near(case: tuple[Tensor, Tensor], name: str, shape: tuple[int, ...]) 
     loss = (lambda Z, M: soft_trd_dense(Z, M, 10.0)) if name == "Eq. 8" else LOSSES[name]
     value, gradient = value_and_gradient(loss, *(x.double() for x in tokens(shape)))
     assert abs(case[0].cpu() - value) <= VALUE * value
-    assert (case[1].cpu() - gradient).norm() <= GRADIENT * gradient.norm()
+    plain = (value_and_gradient(LOSSES[name], *tokens(shape))[1] - gradient).norm()
+    assert (case[1].cpu() - gradient).norm() <= max(GRADIENT * gradient.norm(), FLIPS * plain)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -342,7 +342,7 @@ def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: 
 
     losses = fit("videomae", model, settings, draw, loss, work, pin)
     out.mkdir(parents=True, exist_ok=True)
-    videomae.save(model.encoder, out / Path(pin.encoder.weights).name)
+    videomae.save(model.encoder.cpu(), out / Path(pin.encoder.weights).name)
     return {"steps": settings.steps, "batch": settings.batch, "mask": recipe.mask, "loss": curve(losses)}
 
 
@@ -366,7 +366,7 @@ def make_raft(pin: MiniaturePin, world: World, work: Path, out: Path, where: tor
 
     losses = fit("raft", model, settings, draw, loss, work, pin)
     out.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), out / Path(pin.flow.weights).name)
+    torch.save(model.cpu().state_dict(), out / Path(pin.flow.weights).name)
     return {"steps": settings.steps, "batch": settings.batch, "loss": curve(losses)}
 
 
