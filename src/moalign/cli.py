@@ -128,6 +128,15 @@ COMMANDS = {
         "train one of the small models of resources/miniature from nothing",
         (CONFIG, WORK, Flag("out", "folder, in the hub's layout")),
     ),
+    "doctor": Command(
+        "moalign.stages.doctor:run",
+        "say what a run would lack here: scheduler, GPUs, disk, weights, remotes; each with its cure",
+        (
+            Flag("profile", "local, the default, or slurm", optional=True),
+            Flag("params", "params.yaml, the default", optional=True),
+            Flag("scale", "in place of the one that it names", optional=True),
+        ),
+    ),
     "weights check": Command(
         "moalign.stages.weights:check",
         "say offline which pretrained weights are here, whether they are the right ones, and how to fetch the rest",
