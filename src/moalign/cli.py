@@ -137,6 +137,14 @@ COMMANDS = {
             Flag("scale", "in place of the one that it names", optional=True),
         ),
     ),
+    "data verify": Command(
+        "moalign.stages.verify:verify",
+        "hash every artifact of a scale, compare with its manifest, and say what to make again",
+        (
+            Flag("results", "results/SCALE"),
+            Flag("jobs", "files at a time, one per core by default", number=True, optional=True),
+        ),
+    ),
     "weights check": Command(
         "moalign.stages.weights:check",
         "say offline which pretrained weights are here, whether they are the right ones, and how to fetch the rest",
