@@ -164,6 +164,42 @@ def test_stage_2_joins_latents_prompts_and_targets_by_key(world):
     assert "target" not in bare[0]
 
 
+def test_only_what_is_drawn_needs_rows(world):
+    """Clips are counted whole, so that the draws stay what they were; a drawn one without a row is named at once."""
+    without_b = stack(
+        world["latents"][0].parent / "few",
+        manifest.Latent,
+        ["d", "a"],
+        "0000",
+        {
+            "mean": torch.tensor([[ord("d")], [ord("a")]]).half(),
+            "prompt": torch.ones(3, 5),
+            "offsets": torch.tensor([0, 1, 3]),
+        },
+        tokens=[1, 2],
+    )
+    given = (world["clips"], [without_b], world["targets"], "train", 4)
+    data = clips.LatentClips(*given, needed=lambda n: [0, n - 1])
+    assert data.keys == ["a", "b", "d"] and list(data.latents) == list(data.targets) == ["a", "d"]
+    assert data[0]["z0"] == ord("a") and data[2]["z0"] == ord("d")
+    with pytest.raises(Problem, match=r"^b: no Latent row in the 1 manifests given"):
+        clips.LatentClips(*given, needed=lambda n: clips.drawn(0, 1, 3, n))
+    with pytest.raises(Problem, match=r"^b: no Latent row in the 1 manifests given"):
+        clips.LatentClips(*given)
+
+
+def test_a_list_picks_a_shards_clips(world, tmp_path):
+    path, drawn = world["clips"][1], tmp_path / "0001.txt"
+    drawn.write_text("c\n")
+    assert [row.key for row in clips.of_shard(path, drawn).rows] == ["c"]
+    assert [row.key for row in clips.of_shard(path, None).rows] == ["d", "c"]
+    drawn.write_text("c\nz\n")
+    with pytest.raises(Problem, match=r"0001\.txt: lists z, not among the clips of .*0001\.jsonl; run `draw` again"):
+        clips.of_shard(path, drawn)
+    with pytest.raises(Problem, match=r"gone\.txt: no such list; run `draw`"):
+        clips.of_shard(path, tmp_path / "gone.txt")
+
+
 def test_the_order_of_manifests_does_not_matter(world):
     turned = clips.FlowClips(world["clips"][::-1], world["flow"], "train", 5, 8.0, (32, 48))
     assert turned.keys == flow_clips(world).keys
@@ -227,6 +263,20 @@ def test_the_order_is_a_function_of_seed_and_step_alone():
     stream = [i for batch in whole for i in batch]
     assert stream[:10] != stream[10:20]  # another order in the next epoch
     assert [i for step in range(24) for i in clips.draw(3, step, 2, 10)] == stream  # other batches, same stream
+
+
+@given(st.integers(0, 5), st.integers(0, 9), st.integers(1, 9), st.integers(1, 40))
+def test_what_is_drawn_is_what_all_steps_draw(seed, steps, batch, n):
+    seen = {i for step in range(steps) for i in clips.draw(seed, step, batch, n)}
+    assert clips.drawn(seed, steps, batch, n) == sorted(seen)
+
+
+def test_the_papers_draws_are_checked_quickly():
+    """4,000 steps of 32 of 366,000 clips: a third, known before the first step."""
+    started = time.process_time()
+    assert len(clips.drawn(0, 4000, 32, 366_000)) == 128_000
+    assert time.process_time() - started < 2
+    assert clips.drawn(0, 4000, 32, 0) == []
 
 
 def test_the_order_is_pinned():

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torchvision.models import optical_flow
 
+from moalign import clips as order
 from moalign import config, manifest, shards, video
 from moalign.backbones import miniature as blueprint
 from moalign.clips import load_clip
 from moalign.errors import Problem
-from moalign.manifest import Choice, Clip, Flow, Latent, Sample, Target
-from moalign.stages import collect, encode, flow, sample, subset, synth, targets
+from moalign.manifest import Choice, Clip, Drawn, Flow, Latent, Sample, Target
+from moalign.stages import align, collect, draw, encode, flow, sample, subset, synth, targets
 from moalign.teacher import motion, raft, videomae
 
 TOP = Path(__file__).parents[1]
@@ -143,6 +144,67 @@ def test_latents_decode_to_what_was_encoded(home, real):
     assert shard["prompt"].get_shape() == [offsets[-1], 64]
 
 
+def shortened(home: Home, **align: int) -> Home:
+    """The same home with two seeds, and other numbers of stage 2."""
+    few = {"seeds": (0, 1), "align": home.params.align.model_copy(update=align)}
+    return Home(home.folder, home.params.model_copy(update=few))
+
+
+def listed(home: Home, out: str, clips: list[str]) -> dict[str, list[str]]:
+    """What `draw` lists, by list."""
+    draw.run(home.pin("draw"), clips, home / f"{out}/manifest.jsonl")
+    made = manifest.read(home / f"{out}/manifest.jsonl", Drawn)
+    lists = {row.file: made.locate(row.file).read_text().split() for row in made.rows}
+    assert [row.clips for row in made.rows] == [len(keys) for keys in lists.values()]
+    return lists
+
+
+def test_what_trainings_draw_is_listed(home, real, synthetic):
+    """Two seeds, one step of two clips, and all held-out clips: they are few."""
+    clips = [str(real.path), str(synthetic.path)]
+    lists = listed(shortened(home, steps=1, batch=2), "drawn", clips)
+    assert list(lists) == ["real/0000.txt", "synth/0000.txt"]
+    rows = [*real.rows, *synthetic.rows]
+    train = sorted(row.key for row in rows if row.split == "train")
+    expected = {train[i] for seed in (0, 1) for i in order.draw(seed, 0, 2, len(train))}
+    assert len(expected) < len(train)
+    expected |= {row.key for row in rows if row.split == "heldout"}
+    assert lists["real/0000.txt"] == [row.key for row in real.rows if row.key in expected]
+    assert lists["synth/0000.txt"] == [row.key for row in synthetic.rows if row.key in expected]
+    everything = listed(shortened(home, steps=50, batch=2), "drawn-all", clips)
+    assert [key for keys in everything.values() for key in keys] == [row.key for row in rows]
+
+
+def test_a_training_on_what_is_drawn_is_the_training_on_everything(home, real, tmp_path):
+    """Only the drawn clips are made, the numbers stay, and what another seed would draw is missed before it starts."""
+    short = shortened(home, steps=1, batch=2)
+    one = Home(home.folder, short.params.model_copy(update={"seeds": (0,)}))
+    keys = listed(one, "drawn-one", [str(real.path)])["real/0000.txt"]
+    assert len(keys) < CLIPS
+    logs = []
+    for drawn in (home / "drawn-one/real/0000.txt", None):
+        folder = tmp_path / ("few" if drawn else "whole")
+        latents, tokens = str(folder / "latents/0000.jsonl"), str(folder / "targets/0000.jsonl")
+        encode.run(home.pin("encode", backbone="cogvideox"), str(real.path), latents, drawn=drawn)
+        pin = home.pin("targets", backbone="cogvideox", target="tokens")
+        targets.run(pin, str(real.path), tokens, drawn=drawn)
+        made = keys if drawn else [row.key for row in real.rows]
+        assert [row.key for row in manifest.read(latents, Latent).rows] == made
+        assert [row.key for row in manifest.read(tokens, Target).rows] == made
+
+        def train(seed: int, folder=folder, given=([str(real.path)], [latents]), tokens=tokens) -> Path:
+            pin, work = short.pin("align", run="cog-no_motion", seed=seed), str(folder / "work")
+            align.run(pin, *given, work, str(folder / f"s{seed}/manifest.jsonl"), [tokens])
+            return folder / f"s{seed}"
+
+        logs.append([(train(0) / name).read_bytes() for name in ("log.jsonl", "projector-4.safetensors")])
+        if drawn:
+            with pytest.raises(Problem, match=r"no Latent row in the 1 manifests given"):
+                train(1)
+            assert not (folder / "s1").exists()
+    assert logs[0] == logs[1]
+
+
 @pytest.mark.parametrize(("target", "width"), [("tokens", 192), ("motion", 16)])
 def test_targets_have_the_motion_grid(home, real, target, width):
     teacher = None
@@ -168,14 +230,14 @@ def test_a_motion_target_needs_the_teacher(home, real):
         targets.run(home.pin("targets", backbone="cogvideox", target="motion"), str(real.path), home / "t.jsonl")
 
 
-def draw(home, run: str, out: str, **paths) -> manifest.Manifest[Sample]:
+def sampled(home, run: str, out: str, **paths) -> manifest.Manifest[Sample]:
     sample.run(home.pin("sample", run=run, seed=0, bench="physics"), home / "prompts.txt", home / "work", out, **paths)
     return manifest.read(out, Sample)
 
 
 def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    first = draw(home, "cog-base", home / "samples/cog-base/physics.jsonl")
+    first = sampled(home, "cog-base", home / "samples/cog-base/physics.jsonl")
     assert [(row.prompt_id, row.index) for row in first.rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [row.prompt for row in first.rows] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert len({row.seed for row in first.rows}) == 4
@@ -185,9 +247,9 @@ def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch)
         PROMPTS
     )
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    second = draw(home, "cog-base", str(tmp_path / "physics.jsonl"))
+    second = sampled(home, "cog-base", str(tmp_path / "physics.jsonl"))
     assert [second.header.files[row.file]["sha256"] for row in second.rows] == hashes
-    still = draw(home, "cog-static", home / "samples/cog-static/physics.jsonl", still=str(first.path))
+    still = sampled(home, "cog-static", home / "samples/cog-static/physics.jsonl", still=str(first.path))
     for moving, frozen in zip(first.rows, still.rows, strict=True):
         frames = video.read(still.locate(frozen.file), list(range(17)))
         assert np.abs(frames.astype(int) - frames[0].astype(int)).max() <= 12  # the codec's own wavering
@@ -197,7 +259,7 @@ def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch)
 def test_a_killed_sampling_goes_on_to_the_same_videos(home, tmp_path, monkeypatch):
     """Whole batches are kept, torn ones drawn again in the same company, so that every byte is the same."""
     monkeypatch.setitem(sample.BATCH, "cpu", 2)
-    whole = draw(home, "cog-base", str(tmp_path / "whole/physics.jsonl"))
+    whole = sampled(home, "cog-base", str(tmp_path / "whole/physics.jsonl"))
     pin, prompts = home.pin("sample", run="cog-base", seed=0, bench="physics"), home / "prompts.txt"
     folder = shards.resumable(tmp_path / "physics", manifest.sha256(pin) + manifest.sha256(prompts))
     for cell in [(0, 0), (0, 1), (1, 1)]:  # the kill came before (1, 0) was written
@@ -206,7 +268,7 @@ def test_a_killed_sampling_goes_on_to_the_same_videos(home, tmp_path, monkeypatc
     monkeypatch.setattr(
         video, "write", lambda path, *rest, write=video.write: (drawn.append(path.name), write(path, *rest))
     )
-    made = draw(home, "cog-base", str(tmp_path / "physics.jsonl"))
+    made = sampled(home, "cog-base", str(tmp_path / "physics.jsonl"))
     assert drawn == [sample.file_of(1, 0), sample.file_of(1, 1)]
     assert made.header.files == whole.header.files
 
@@ -225,4 +287,4 @@ def test_bad_prompt_files_are_named(tmp_path, text, says):
 
 def test_the_static_control_needs_what_it_repeats(home, tmp_path):
     with pytest.raises(Problem, match="--still: missing; cog-static repeats"):
-        draw(home, "cog-static", str(tmp_path / "x.jsonl"))
+        sampled(home, "cog-static", str(tmp_path / "x.jsonl"))

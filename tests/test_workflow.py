@@ -22,9 +22,9 @@ SCALE = "smoke"
 BROUGHT = {"data/annotations", "data/prompts"}  # a user's; at the smaller scales no rule reads them
 
 
-def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    """Snakemake on the repo's Snakefile, in a folder with parameters of its own."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+def snakemake(folder: Path, *options: str, first: Path | None = None) -> subprocess.CompletedProcess:
+    """Snakemake on the repo's Snakefile, in a folder with parameters of its own; programs are looked for in `first`."""
+    path = ":".join([*([str(first)] if first else []), str(Path(sys.executable).parent), os.environ["PATH"]])
     profile = ["--profile", str(TOP / "local"), "-s", str(TOP / "Snakefile")]
     env = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "snakemake", *profile, *options]
@@ -68,7 +68,9 @@ def planned(folder: Path, section: str = "", old: str = "", new: str = "") -> di
         params.write_text(before)
     assert done.returncode == 0, done.stdout + done.stderr
     jobs: dict[str, set[str]] = {}
-    for rule, rest in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", done.stdout + done.stderr, re.MULTILINE):
+    for rule, rest in re.findall(
+        r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", done.stdout + done.stderr, re.MULTILINE
+    ):
         made = re.search(r"^    output: (.*)$", rest, re.MULTILINE)
         jobs.setdefault(rule, set()).update(made.group(1).split(", ") if made else [])
     return jobs
@@ -103,6 +105,66 @@ def test_the_teachers_rate_spares_runs_without_a_motion_target(finished):
     assert runs(jobs["align_run"]) == {"cog-no_soft", "cog-moalign"}
     assert "flow_shard" not in jobs
     assert "encode_shard" not in jobs
+
+
+STUB = """#!{python}
+# Stands in for `moalign`: only `draw` does its work, the others note that they were called.
+import sys
+from pathlib import Path
+from moalign import cli
+if sys.argv[1] == "draw":
+    sys.exit(cli.main())
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+with open("called.txt", "a") as called:
+    called.write(f"{{sys.argv[1]}} {{given['--clips']}}\\n")
+Path(given["--out"]).write_text("made of " + Path(given["--drawn"]).read_text())
+"""
+
+
+def test_a_shard_is_encoded_again_where_its_list_changed_and_nowhere_else(finished, tmp_path):
+    """In one call of Snakemake: `draw` runs, and only then is it known which lists are new."""
+    folder = tmp_path / "home"
+    shutil.copytree(finished, folder, symlinks=True)
+    (folder / "scales").unlink()
+    shutil.copytree(TOP / "scales", folder / "scales")
+    smoke = folder / "scales/smoke.yaml"
+    stub, pin = folder / "bin/moalign", tmp_path / "pin.yaml"
+    manifest.write_text(stub, STUB.format(python=sys.executable))
+    stub.chmod(0o755)
+    for number, shard in enumerate(("real/0000", "real/0001", "synth/0000")):
+        path, kind = f"results/{SCALE}/clips/{shard}.jsonl", shard.split("/")[0]
+        manifest.write_text(pin, config.dump(config.pin(config.load(TOP / "params.yaml"), "subset")))
+        with manifest.making(folder / path, manifest.Clip, pin=pin) as made:
+            keys = [f"{kind}-{number}{letter}" for letter in "abcdefgh"]
+            made.rows += [manifest.Clip(key, "train", kind, "", "", "", 0, 0, 17, 8.0, 64, 64) for key in keys]
+
+    def called(old: str, new: str) -> set[str]:
+        assert old in smoke.read_text()
+        smoke.write_text(smoke.read_text().replace(old, new))
+        (folder / "called.txt").unlink(missing_ok=True)
+        done = snakemake(folder, "encode", first=stub.parent)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (folder / "called.txt").read_text().splitlines() if (folder / "called.txt").exists() else []
+        return {line.removeprefix(f"encode results/{SCALE}/clips/").removesuffix(".jsonl") for line in lines}
+
+    def lists() -> dict[str, str]:
+        drawn = folder / f"results/{SCALE}/drawn"
+        return {f"{path.parent.name}/{path.stem}": path.read_text() for path in drawn.glob("*/*.txt")}
+
+    assert called("steps: 12, batch: 4", "steps: 4, batch: 2") == {"real/0000", "real/0001", "synth/0000"}
+    before = lists()
+    assert sum(len(text.split()) for text in before.values()) == 8
+    changed = called("steps: 4, batch: 2", "steps: 9, batch: 1")
+    after = lists()
+    assert changed == {shard for shard in after if after[shard] != before[shard]}
+    assert len(changed) == 1
+
+    done = snakemake(folder, "--touch", "--forceall", "all")
+    assert done.returncode == 0, done.stderr
+    smoke.write_text(smoke.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
+    jobs = planned(folder)
+    assert "encode_shard" in jobs, "one more seed draws more clips"
+    assert {path.split("/")[4] for path in jobs["align_run"]} == {"s1"}, "those of the first seed are as they were"
 
 
 def test_flow_as_a_video_waits_for_raft_and_the_vae_and_for_no_teacher(rows):

@@ -34,6 +34,7 @@ class Command:
 
 CONFIG = Flag("config", "this job's pin, written by the workflow under results/SCALE/pins")
 CLIPS = Flag("clips", "manifest of Clip rows")
+DRAWN = Flag("drawn", "keys of the clips to take, one a line, from `draw`; without it all", optional=True)
 MANY_CLIPS = Flag("clips", "manifests of Clip rows", many=True)
 SELECTION = Flag("selection", "manifest of Choice rows, from `select`")
 SHARD = Flag("shard", "which shard, from 0", number=True)
@@ -68,7 +69,10 @@ COMMANDS = {
     ),
     "flow": Command("moalign.stages.flow:run", "RAFT's optical flow O of one shard (Sec. 3.2)", (CONFIG, CLIPS, OUT)),
     "encode": Command(
-        "moalign.stages.encode:run", "latents z0 and prompt states of one shard (Sec. 3.1)", (CONFIG, CLIPS, OUT)
+    "draw": Command(
+        "moalign.stages.draw:run", "list the clips that stage 2 will draw, shard by shard", (CONFIG, MANY_CLIPS, OUT)
+    ),
+        "moalign.stages.encode:run", "latents z0 and prompt states of one shard (Sec. 3.1)", (CONFIG, CLIPS, DRAWN, OUT)
     ),
     "teacher": Command(
         "moalign.stages.teacher:run",
@@ -78,7 +82,13 @@ COMMANDS = {
     "targets": Command(
         "moalign.stages.targets:run",
         "what the student is aligned to, for one shard: M (Eq. 3), or the encoder's raw tokens",
-        (CONFIG, CLIPS, Flag("teacher", "stage 1's manifest; only the target `motion` needs it", optional=True), OUT),
+        (
+            CONFIG,
+            CLIPS,
+            DRAWN,
+            Flag("teacher", "stage 1's manifest; only the target `motion` needs it", optional=True),
+            OUT,
+        ),
     ),
     "align": Command(
         "moalign.stages.align:run",

@@ -4,6 +4,7 @@ The order needs no state beyond (seed, step): `draw` says which clips a step see
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,16 @@ class Clips(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def join(self, paths: list[str | Path], kind: type) -> dict[str, tuple[Path, Any]]:
-        """Rows of another stage for these clips, by key; Problem lists the clips that have none."""
-        rows = index(paths, kind)
-        missing = [key for key in self.keys if key not in rows]
+    def join(self, paths: list[str | Path], kind: type, keys: list[str] | None = None) -> dict[str, tuple[Path, Any]]:
+        """Rows of another stage for these clips, or those named, by key; Problem lists the clips that have none."""
+        rows, keys = index(paths, kind), self.keys if keys is None else keys
+        missing = [key for key in keys if key not in rows]
         if missing:
-            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
             raise Problem(
-                f"{', '.join(missing[:SHOWN])}{more}: no {kind.__name__} row in the {len(paths)} manifests given;"
+                f"{some(missing)}: no {kind.__name__} row in the {len(paths)} manifests given;"
                 " give those of every shard, made from these clips"
             )
-        return {key: rows[key] for key in self.keys}
+        return {key: rows[key] for key in keys}
 
     def row(self, where: tuple[Path, Any], name: str) -> Tensor:
         """Row of a stacked tensor that (folder, manifest row) points to."""
@@ -111,6 +111,8 @@ class LatentClips(Clips):
     """Stage 2: {key, z0 [C, Fl, Hl, Wl], prompt [T, Dtext] and, where targets are given, target [Fm, Hm, Wm, D]}.
 
     z0 is the posterior mean; prompt states are stored without padding and padded here with zeros to `text_tokens`.
+    `needed` says of how many clips which are read, as indices; without it all are. Only these need rows, and a clip
+    that has none is a Problem here, before any is read.
     """
 
     def __init__(
@@ -120,10 +122,12 @@ class LatentClips(Clips):
         targets: list[str | Path],
         split: str,
         text_tokens: int,
+        needed: Callable[[int], Iterable[int]] = range,
     ):
         super().__init__(clips, split)
-        self.latents = self.join(latents, manifest.Latent)
-        self.targets = self.join(targets, manifest.Target) if targets else None
+        keys = [self.keys[i] for i in needed(len(self))]
+        self.latents = self.join(latents, manifest.Latent, keys)
+        self.targets = self.join(targets, manifest.Target, keys) if targets else None
         self.text_tokens = text_tokens
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -144,6 +148,25 @@ class LatentClips(Clips):
                 f" and at most {self.text_tokens} are allowed; run `encode` again"
             )
         return torch.nn.functional.pad(states, (0, 0, 0, self.text_tokens - len(states)))
+
+
+def of_shard(clips: str | Path, drawn: str | Path | None) -> manifest.Manifest[manifest.Clip]:
+    """A shard's manifest with those clips alone that `drawn` lists, one key a line, as `draw` wrote it; None: all."""
+    if drawn is None:
+        return manifest.read(clips, manifest.Clip)
+    try:
+        wanted = set(Path(drawn).read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        raise Problem(f"{drawn}: no such list; run `draw`") from None
+    given = manifest.read(clips, manifest.Clip, lambda row: row.key in wanted)
+    if missing := sorted(wanted - {row.key for row in given.rows}):
+        raise Problem(f"{drawn}: lists {some(missing)}, not among the clips of {clips}; run `draw` again")
+    return given
+
+
+def some(keys: list[str]) -> str:
+    """The first of many keys, as a message lists them."""
+    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
 
 
 def index(paths: list[str | Path], kind: type) -> dict[str, tuple[Path, Any]]:
@@ -167,6 +190,13 @@ def draw(seed: int, step: int, batch: int, n: int) -> list[int]:
         raise Problem("no clips to draw from; give manifests that hold clips of this split")
     places = range(step * batch, (step + 1) * batch)
     return [int(permutation(seed, place // n, n)[place % n]) for place in places]
+
+
+def drawn(seed: int, steps: int, batch: int, n: int) -> list[int]:
+    """Indices, ascending, of the clips that `draw` gives in the steps before `steps`, each once."""
+    if steps * batch >= n:
+        return list(range(n))
+    return np.sort(permutation(seed, 0, n)[: steps * batch]).tolist()
 
 
 @lru_cache(maxsize=4)

@@ -25,6 +25,7 @@ REVISIONS = {
     "subset": 1,
     "synth": 1,
     "flow": 1,
+    "draw": 1,
     "encode": 1,
     "teacher": 1,
     "targets": 1,
@@ -724,6 +725,13 @@ class EncodePin(ComputePin):
 
 class TeacherPin(ComputePin):
     teacher: Teacher
+class DrawPin(Pin):
+    seeds: Annotated[tuple[Natural, ...], Strict(False)]
+    """of the trainings; none where each sees every clip, whatever its seed"""
+    steps: Count | None
+    batch: Count | None
+
+
     backbone: Backbone
     encoder: Encoder
     flow: Flow
@@ -797,6 +805,8 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
     if stage == "synth":
         return SynthPin(**made, synth=params.synth, backbone=params.backbones[params.synth.backbone])
     if stage == "flow":
+    if stage == "draw":
+        return DrawPin(**made, **_draws(params))
         return FlowPin(**made, flow=params.flow, backbone=learns_on, encoder=sizes(params.encoder))
     if stage == "encode":
         return EncodePin(**made, backbone=bare[names["backbone"]])
@@ -834,6 +844,19 @@ def sizes(row: Any) -> Any:
     """A backbone or encoder of which a stage reads the sizes and not the weights: other weights rerun nothing."""
     unread = {"weights": "(not read)", "revision": None}
     return row.model_copy(update={name: value for name, value in unread.items() if name in type(row).model_fields})
+
+
+def _draws(params: Params) -> dict[str, Any]:
+    """What decides which clips stage 2 draws.
+
+    One answer for every backbone, since their runs have steps, batch and seeds in common. A training that is longer
+    than any epoch sees all clips, and then none of the three matters.
+    """
+    seeds = tuple(sorted({seed for _, seed in params.trainings()}))
+    clips = sum(getattr(params, {"real": "subset"}.get(kind, kind)).clips for kind in params.align.train_on)
+    if not seeds or params.align.steps * params.align.batch >= clips:
+        return {"seeds": (), "steps": None, "batch": None}
+    return {"seeds": seeds, "steps": params.align.steps, "batch": params.align.batch}
 
 
 def dump(section: Section) -> str:

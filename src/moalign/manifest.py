@@ -74,6 +74,15 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """What stage 2 draws of one shard of clips: a file with one key a line, which changes with these keys alone."""
+
+    file: str
+    clips: int  # keys in the file
+    of: int  # clips of the shard
+
+
+@dataclass(frozen=True, slots=True)
 class Latent:
     """Unscaled z0 and prompt states of one clip for one backbone (Sec. 3.1)."""
 

@@ -74,9 +74,9 @@ def shards(kind):
     return [f"{index:04d}" for index in range(count)]
 
 
-def per_shard(folder, kinds=("real", "synth")):
-    """Manifests of a stage that works shard by shard: all of its shards."""
-    return [f"{RESULTS}/{folder}/{kind}/{shard}.jsonl" for kind in kinds for shard in shards(kind)]
+def per_shard(folder, kinds=("real", "synth"), ending="jsonl"):
+    """Manifests of a stage that works shard by shard, or its files of another ending: all of its shards."""
+    return [f"{RESULTS}/{folder}/{kind}/{shard}.{ending}" for kind in kinds for shard in shards(kind)]
 
 
 def weights(path):
@@ -122,6 +122,12 @@ def launch():
     return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} --signals-to-handle {signals} -m moalign"
 
 
+def drawn(wildcards):
+    """A shard's list of drawn clips, once `draw` has said what is in it."""
+    checkpoints.draw.get()
+    return f"{RESULTS}/drawn/{wildcards.kind}/{wildcards.shard}.txt"
+
+
 def latents_of(wildcards):
     """What a run's training draws from: the latents of its backbone."""
     return per_shard(f"latents/{PARAMS.runs[wildcards.run].backbone}", PARAMS.align.train_on)
@@ -133,10 +139,28 @@ def targets_of(wildcards):
     return per_shard(f"targets/{backbone}/{target}", PARAMS.align.train_on) if target else []
 
 
+def models_of(backbone, target):
+    """What changes when the models behind a target do; stage 1's are an input of their own."""
+    if target == "flow_video":
+        return weights(PARAMS.flow.weights) + weights(PARAMS.backbones[backbone].weights)
+    return weights(PARAMS.encoder.weights)
+
+
+def rows_of(wildcards):
+    """What decides a clip's latent and target, whichever other clips lie in its shard: their pins and models."""
+    backbone, target = aligned_with(wildcards.run)
+    files = [f"{RESULTS}/pins/encode/{backbone}.yaml"]
+    if target:
+        files += [f"{RESULTS}/pins/targets/{backbone}-{target}.yaml", *models_of(backbone, target)]
+    if target == "motion":
+        files.append(f"{RESULTS}/teacher/manifest.jsonl")
+    return files
+
+
 def all_pins():
     """Name of every pin -> the stage and the names that `settings.pin` cuts it by."""
     pins = {f"collect/{name}": ("collect", {"source": name}) for name in PARAMS.sources}
-    pins |= {stage: (stage, {}) for stage in ("subset", "synth", "flow", "teacher", "report")}
+    pins |= {stage: (stage, {}) for stage in ("subset", "synth", "flow", "draw", "teacher", "report")}
     for run, seed in PARAMS.trainings():
         backbone = PARAMS.runs[run].backbone
         pins[f"align/{run}-s{seed}"] = ("align", {"run": run, "seed": seed})

@@ -122,12 +122,30 @@ rule flow:
         per_shard("flow"),
 
 
+checkpoint draw:
+    """Which clips the trainings will draw: nothing else is encoded. A checkpoint, for what is made of a shard whose
+    list comes out as it was need not run again, and that is known only then."""
+    input:
+        config=f"{RESULTS}/pins/draw.yaml",
+        clips=per_shard("clips", PARAMS.align.train_on),
+    output:
+        manifest=f"{RESULTS}/drawn/manifest.jsonl",
+        lists=per_shard("drawn", PARAMS.align.train_on, "txt"),
+    log:
+        f"{RESULTS}/logs/draw/draw.log",
+    conda:
+        "../../envs/moalign.yaml"
+    shell:
+        "moalign draw --config {input.config} --clips {input.clips} --out {output.manifest} > {log} 2>&1"
+
+
 rule encode_shard:
-    """Latents z0 and prompt states of one shard, for one backbone (Sec. 3.1)."""
+    """Latents z0 and prompt states of what is drawn of one shard, for one backbone (Sec. 3.1)."""
     input:
         lambda wildcards: weights(PARAMS.backbones[wildcards.backbone].weights),
         config="results/{scale}/pins/encode/{backbone}.yaml",
         clips="results/{scale}/clips/{kind}/{shard}.jsonl",
+        drawn=drawn,
     output:
         "results/{scale}/latents/{backbone}/{kind}/{shard}.jsonl",
     log:
@@ -136,7 +154,7 @@ rule encode_shard:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
     shell:
-        "moalign encode --config {input.config} --clips {input.clips} --out {output} > {log} 2>&1"
+        "moalign encode --config {input.config} --clips {input.clips} --drawn {input.drawn} --out {output} > {log} 2>&1"
 
 
 rule encode:

@@ -26,15 +26,13 @@ rule teacher:
 
 
 rule targets_shard:
-    """What the student learns beside the video, for one shard: M (Eq. 3), raw tokens, or flow as a video (VideoJAM)."""
+    """What the student learns beside the video, of what is drawn of one shard: M (Eq. 3), raw tokens, or flow as a
+    video (VideoJAM)."""
     input:
-        lambda wildcards: (
-            weights(PARAMS.flow.weights) + weights(PARAMS.backbones[wildcards.backbone].weights)
-            if wildcards.target == "flow_video"
-            else weights(PARAMS.encoder.weights)
-        ),
+        lambda wildcards: models_of(wildcards.backbone, wildcards.target),
         config="results/{scale}/pins/targets/{backbone}-{target}.yaml",
         clips="results/{scale}/clips/{kind}/{shard}.jsonl",
+        drawn=drawn,
         teacher=lambda wildcards: (rules.teacher.output if wildcards.target == "motion" else []),
     output:
         "results/{scale}/targets/{backbone}/{target}/{kind}/{shard}.jsonl",
@@ -46,7 +44,8 @@ rule targets_shard:
     params:
         teacher=lambda wildcards, input: (f"--teacher {input.teacher}" if input.teacher else ""),
     shell:
-        "moalign targets --config {input.config} --clips {input.clips} {params.teacher} --out {output} > {log} 2>&1"
+        "moalign targets --config {input.config} --clips {input.clips} --drawn {input.drawn} {params.teacher}"
+        " --out {output} > {log} 2>&1"
 
 
 rule targets:
@@ -63,10 +62,11 @@ rule align_run:
     """Stage 2: one run, one seed (Eq. 5-9, A.4)."""
     input:
         lambda wildcards: weights(PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights),
+        rows_of,
         config="results/{scale}/pins/align/{run}-s{seed}.yaml",
         clips=per_shard("clips", PARAMS.align.train_on),
-        latents=latents_of,
-        targets=targets_of,
+        latents=ancient(latents_of),  # made again for the clips of one more seed, they hold the same for the others:
+        targets=ancient(targets_of),  # what decides a run's rows is in `rows_of`
     output:
         "results/{scale}/runs/{run}/s{seed}/manifest.jsonl",
     log:

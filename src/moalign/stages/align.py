@@ -8,6 +8,8 @@ targets come from shards.
 
 import math
 import shutil
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from moalign.align.losses import mse
 from moalign.align.objective import alignment
 from moalign.align.projector import Projector
 from moalign.backbones import TextToVideo, VideoJAM
-from moalign.clips import LatentClips
+from moalign.clips import LatentClips, drawn
 from moalign.config import AlignPin, Method, make_grid
 from moalign.errors import Problem
 from moalign.grid import Grid
@@ -96,10 +98,15 @@ def run(config: str, clips: list[str], latents: list[str], work: str, out: str, 
         raise Problem(f"--targets: {what}, and the method of {pin.run} has the target {pin.method.target!r}")
     accelerator = distributed.start(pin.machine, pin.align.precision)
     train, heldout = (
-        LatentClips(clips, latents, list(targets), split, pin.backbone.text_tokens) for split in ("train", "heldout")
+        LatentClips(clips, latents, list(targets), split, pin.backbone.text_tokens, which)
+        for split, which in needed.items()
     )
     grid = make_grid(pin.backbone, pin.encoder)
     empty = empty_prompt(pin, grid)
+    needed = {
+        "train": partial(drawn, pin.seed, pin.align.steps, pin.align.batch),
+        "heldout": lambda n: chain.from_iterable(loop.validation_groups(n, 1)),
+    }
     joint = pin.method.loss == "joint"
     backbone = backbones.load(pin.backbone, grid, parts=("transformer",), joint=joint)
     backbone.checkpoint(pin.align.checkpointing)
@@ -129,9 +136,9 @@ def make_projectors(pin: AlignPin, grid: Grid, train: LatentClips) -> nn.ModuleL
 
     None of them where no tokens are aligned.
     """
-    if train.targets is None or not len(train):
+    if not train.targets:
         return nn.ModuleList()
-    folder, row = train.targets[train.keys[0]]
+    folder, row = any_target = next(iter(train.targets.values()))
     made_for = train.shards[folder / row.file].metadata.get("target")
     if made_for != pin.method.target:
         raise Problem(
@@ -140,7 +147,7 @@ def make_projectors(pin: AlignPin, grid: Grid, train: LatentClips) -> nn.ModuleL
         )
     if pin.method.loss == "joint":
         return nn.ModuleList()
-    width = train.row(train.targets[train.keys[0]], "target").shape[-1]
+    width = train.row(any_target, "target").shape[-1]
     torch.manual_seed(pin.seed)
     sizes = grid, pin.backbone.width, pin.align.hidden, width, pin.align.projector
     return nn.ModuleList(Projector(*sizes) for _ in pin.align.layer)

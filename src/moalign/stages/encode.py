@@ -1,28 +1,28 @@
-"""Latents z0 and prompt states of one shard of clips, for one backbone (Sec. 3.1).
+"""Latents z0 and prompt states of what stage 2 draws of one shard of clips, for one backbone (Sec. 3.1).
 
-`moalign encode --config PIN --clips SHARD --out MANIFEST`. Latents are unscaled, mean and log variance both, so that a
-training may draw from the posterior, and prompt states are what the stock pipeline would feed.
+`moalign encode --config PIN --clips SHARD [--drawn LIST] --out MANIFEST`. Latents are unscaled, mean and log variance
+both, so that a training may draw from the posterior, and prompt states are what the stock pipeline would feed.
 """
 
 import torch
 
 from moalign import backbones, device, manifest, shards
-from moalign.clips import load_clip
+from moalign.clips import load_clip, of_shard
 from moalign.config import EncodePin
 from moalign.progress import track
 
 
 @torch.no_grad()
-def run(config: str, clips: str, out: str) -> None:
-    """Write the latent shard of a clip manifest: rows of manifest.Latent.
+def run(config: str, clips: str, out: str, drawn: str | None = None) -> None:
+    """Write the latent shard of a clip manifest, of the clips that `drawn` lists or of all: rows of manifest.Latent.
 
     Tensors: mean, logvar float16 [N, C, Fl, Hl, Wl]; prompt float32 [sum of T_i, Dtext]; offsets int64 [N + 1].
     """
     pin = EncodePin.load(config)
     where = device.use(pin.machine)
-    given = manifest.read(clips, manifest.Clip)
+    given = of_shard(clips, drawn)
     backbone = backbones.load(pin.backbone, device=where, parts=("vae", "text"))
-    with manifest.making(out, manifest.Latent, pin=config, inputs=[clips]) as made:
+    with manifest.making(out, manifest.Latent, pin=config, inputs=[clips, *([drawn] if drawn else [])]) as made:
         name = f"{made.path.stem}.safetensors"
         means, logvars, prompts = [], [], []
         for clip in track(given.rows, "encode"):

@@ -1,7 +1,7 @@
-"""What the student learns beside the video, for one shard of clips: M = M_psi(V(x0)) (Eq. 3), V's raw tokens S, or the
-latents of optical flow as a video (VideoJAM, Sec. A.6).
+"""What the student learns beside the video, for what it draws of one shard of clips: M = M_psi(V(x0)) (Eq. 3), V's raw
+tokens S, or the latents of optical flow as a video (VideoJAM, Sec. A.6).
 
-`moalign targets --config PIN --clips SHARD [--teacher MANIFEST] --out MANIFEST`
+`moalign targets --config PIN --clips SHARD [--drawn LIST] [--teacher MANIFEST] --out MANIFEST`
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moalign import backbones, device, manifest, shards
-from moalign.clips import load_clip
+from moalign.clips import load_clip, of_shard
 from moalign.config import TargetsPin, make_grid
 from moalign.errors import Problem
 from moalign.progress import track
@@ -20,8 +20,8 @@ from moalign.teacher.targets import TARGETS
 
 
 @torch.no_grad()
-def run(config: str, clips: str, out: str, teacher: str | None = None) -> None:
-    """Write the target shard of a clip manifest, rows of manifest.Target.
+def run(config: str, clips: str, out: str, teacher: str | None = None, drawn: str | None = None) -> None:
+    """Write the target shard of a clip manifest, of the clips that `drawn` lists or of all: rows of manifest.Target.
 
     float16 [N, Fm, Hm, Wm, D]; of the target `flow_video` [N, C, Fl, Hl, Wl], unscaled as latents are.
     """
@@ -29,9 +29,9 @@ def run(config: str, clips: str, out: str, teacher: str | None = None) -> None:
     where = device.use(pin.machine)
     if pin.target == "motion" and teacher is None:
         raise Problem("--teacher: missing; the target `motion` is what stage 1 learned")
-    given = manifest.read(clips, manifest.Clip)
+    given = of_shard(clips, drawn)
     build = builder(pin, teacher, where)
-    inputs = [clips, *([teacher] if pin.target == "motion" else [])]
+    inputs = [clips, *([drawn] if drawn else []), *([teacher] if pin.target == "motion" else [])]
     with manifest.making(out, manifest.Target, pin=config, inputs=inputs) as made:
         name = f"{made.path.stem}.safetensors"
         rows = []
