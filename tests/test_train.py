@@ -5,8 +5,10 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,26 +43,52 @@ def quiet(monkeypatch):
 def processes(tmp_path_factory) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:
     """What needs processes of its own, under way from the first test on; the last tests ask for it."""
     killed, ranks = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("ranks")
-    started = {"killed": (start(killed, "step-8", "save-9"), killed), "ranks": (start(ranks, ranks=2), ranks)}
+    started = {"killed": (start(killed, "step-8", "save-9"), killed), "ranks": (start(ranks, "ranks", ranks=2), ranks)}
     yield started
     for process, _ in started.values():
         process.kill()
         process.communicate()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nodes(tmp_path_factory) -> Iterator[tuple[list[subprocess.Popen], Path]]:
+    """Two nodes, of which one is lost in the eighth step, on their way like `processes`."""
+    work = tmp_path_factory.mktemp("nodes")
+    agents = start_nodes(work, "lost-8")
+    yield agents, work
+    for agent in agents:
+        agent.kill()
+        agent.communicate()
+
+
 def finished(processes: dict[str, tuple[subprocess.Popen, Path]], name: str) -> tuple[Path, str]:
     """The work folder and the output of a process, once it is through."""
     process, work = processes[name]
-    output, _ = process.communicate(timeout=120)
+    if process.returncode is None:
+        (work / "output").write_text(process.communicate(timeout=120)[0])
+    output = (work / "output").read_text()
     assert process.returncode == 0, output
     return work, output
 
 
 def start(work: Path, *options: str, ranks: int = 1) -> subprocess.Popen:
     """The toy training as a process of its own, or as several."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return launch(["--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else [], work, *options)
+
+
+def start_nodes(work: Path, *options: str) -> list[subprocess.Popen]:
+    """The toy training on two nodes: an agent of torchrun each, which find one another at a port, one rank each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "toy"]
+    host = (["--rdzv-conf", f"is_host={number}"] for number in (1, 0))
+    return [launch([*meet, *hosting, "--local-addr", "127.0.0.1"], work, *options) for hosting in host]
+
+
+def launch(torchrun: list[str], work: Path, *options: str) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", *torchrun] if torchrun else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, str(TOY), str(work), *options]
+    command = [sys.executable, *launcher, str(TOY), str(work), *options]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -180,6 +208,94 @@ def test_the_newest_two_and_the_best_are_kept_and_the_best_is_exported(tmp_path)
     assert checkpoint.read(checkpoint.listed(tmp_path)[-1]).optimizer is None
 
 
+AVERAGED = train_toy.SETTINGS.model_copy(update={"ema": 0.8})
+
+
+def test_averaged_weights_are_validated_kept_and_exported(tmp_path, monkeypatch):
+    """They are the mean written out, and a training that is stopped and resumed ends with the same."""
+    seen, averaged = [], loop.Training.average
+
+    def look(self):
+        averaged(self)
+        seen.append([weight.detach().clone() for weight in self.parameters])
+
+    torch.manual_seed(7)
+    first = list(train_toy.Task().parameters())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "average", look)
+        _, task = train_toy.train(tmp_path / "whole", AVERAGED, best=None)
+    means = [weight.detach().double() for weight in first]
+    for weights_then in seen:
+        means = [0.8 * mean + 0.2 * weight.double() for mean, weight in zip(means, weights_then, strict=True)]
+    for mean, exported in zip(means, task.parameters(), strict=True):
+        assert torch.allclose(mean.float(), exported, atol=1e-6)
+    assert not torch.allclose(seen[-1][0], next(task.parameters()), atol=1e-3)
+
+    last = checkpoint.read(checkpoint.listed(tmp_path / "whole")[-1])
+    assert same(last.ema, task.state_dict())
+    errors = [task.errors(batch) for batch in heldout_batches()]
+    logged = lines(tmp_path / "whole" / "log.jsonl")[-1]["val_error"]
+    assert torch.cat(errors).mean().item() == pytest.approx(logged, rel=1e-5)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_toy.Task, "forward", interrupted(8))
+        train_toy.train(tmp_path / "stopped", AVERAGED, best=None)
+    _, resumed = train_toy.train(tmp_path / "stopped", AVERAGED, best=None)
+    assert_equals(tmp_path / "stopped", tmp_path / "whole")
+    assert same(resumed.state_dict(), task.state_dict())
+    _, again = train_toy.train(tmp_path / "stopped", AVERAGED, best=None)
+    assert same(again.state_dict(), task.state_dict()), "a finished training has them too"
+
+
+def heldout_batches() -> list[train_toy.Batch]:
+    """What validation sees of the toy's held-out clips."""
+    clips = train_toy.Clips("heldout", 5)
+    reader = loop.Reader(train_toy.collate, torch.device("cpu"))
+    return [reader(clips, group, loop.VALIDATION_SEED, 0) for group in loop.validation_groups(5, 4)]
+
+
+def test_a_checkpoint_written_aside_is_that_of_its_step(tmp_path, uninterrupted, monkeypatch):
+    """As on a GPU: training goes on while the disk is slow."""
+    write, writer = checkpoint.save, checkpoint.Writer
+
+    def slowly(place, state):
+        time.sleep(0.2)
+        write(place, state)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "Writer", lambda place, **given: writer(place, True))
+        patch.setattr(checkpoint, "save", slowly)
+        patch.setattr(train_toy.Task, "forward", interrupted(8))
+        train_toy.train(tmp_path, **RESUMED)
+    assert checkpoint.read(checkpoint.listed(tmp_path)[-1]).step == 6
+    train_toy.train(tmp_path, **RESUMED)
+    assert_equals(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_full_disk_ends_with_one_sentence_and_the_old_checkpoint(tmp_path, uninterrupted, monkeypatch, aside):
+    """The kernel's own full device takes the place of the file that step 6 is written to."""
+    forward, count, writer = train_toy.Task.forward, iter(range(1, 100)), checkpoint.Writer
+
+    def fill(self, batch):
+        if next(count) == 6:
+            while not (older := list(tmp_path.glob("00000004.*.pt"))):
+                time.sleep(0.01)  # it is being written
+            best = older[0].name.split(".")[1]
+            (tmp_path / f".00000006.{best}.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "Writer", lambda place, **given: writer(place, aside))
+        patch.setattr(train_toy.Task, "forward", fill)
+        with pytest.raises(Problem, match=f"{tmp_path}.*no space left on the device; free some"):
+            train_toy.train(tmp_path, **RESUMED)
+    assert [int(path.name[:8]) for path in checkpoint.listed(tmp_path)][-1] == 4
+    assert not list(tmp_path.glob(".*.tmp"))
+    train_toy.train(tmp_path, **RESUMED)
+    assert_equals(tmp_path, uninterrupted)
+
+
 def test_a_second_process_waits_until_the_first_has_ended(tmp_path):
     """An orphan of a killed workflow trains on; its successor then goes on from all of its work."""
     place = tmp_path / "whole"
@@ -209,27 +325,38 @@ def test_checkpoints_belong_to_a_pin_and_its_data(tmp_path):
     assert first.parent == made("three", "other data", 0.6).parent
     assert first != made("four", "other data", 0.6)
     assert first.parent != made("five", "made once", 0.5, "stage: flow\nrevision: 2\n").parent
-    assert first.parent == Path("work") / manifest.sha256(tmp_path / "one" / "pin.yaml")[:12]
+    split = "stage: flow\nrevision: 1\nmachine: {{device: cpu, processes: {}}}\nalign: {{sharding: {}, lr: {}}}\n"
+    four = made("six", "made once", 0.5, split.format(4, "none", 1.0))
+    assert four == made("seven", "made once", 0.5, split.format(8, "full", 1.0)), "goes on with more GPUs"
+    assert four.parent != made("eight", "made once", 0.5, split.format(4, "none", 2.0)).parent
 
 
 # --- one global batch ----------------------------------------------------------------------------------------------
 
 
-def assert_close(one: Path, other: Path) -> None:
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Path:
+    """Twenty steps of eight clips, in one piece."""
+    work = tmp_path_factory.mktemp("eight")
+    os.environ["WANDB_MODE"] = "disabled"
+    train_toy.train(work, train_toy.SPLIT)
+    return work
+
+
+def assert_close(one: Path, other: Path, split: bool = True) -> None:
     """Two trainings that split their batches differently: equal to 1e-5, and not to the bit."""
     logs = (lines(work / "log.jsonl") for work in (one, other))
     for line, same_line in zip(*logs, strict=True):
         assert line == pytest.approx(same_line, rel=1e-5)
     for name, value in weights(one).items():
         assert torch.allclose(value, weights(other)[name], atol=1e-5, rtol=1e-5), name
-    assert not same(weights(one), weights(other)), "equal to the bit, so most likely not split"
+    assert not split or not same(weights(one), weights(other)), "equal to the bit, so most likely not split"
 
 
-def test_accumulation_changes_nothing(tmp_path, monkeypatch):
-    train_toy.train(tmp_path / "whole")
-    monkeypatch.setattr(loop, "micro_batch", lambda *given: 2)
-    train_toy.train(tmp_path / "halves")
-    assert_close(tmp_path / "whole", tmp_path / "halves")
+def test_accumulation_changes_nothing(tmp_path, eight):
+    """1 process x micro-batch 8 = 1 x (2 x 4)."""
+    train_toy.train(tmp_path, train_toy.SPLIT.model_copy(update={"micro_batch": 2}))
+    assert_close(tmp_path, eight)
 
 
 def test_micro_batches():
@@ -238,6 +365,9 @@ def test_micro_batches():
     assert distributed.micro_batch(32, 4, gpu, 17_550, "align") == 1  # CogVideoX-2B
     assert distributed.micro_batch(128, 4, gpu, 3600, "teacher") == 4
     assert distributed.micro_batch(16, 1, gpu, 416, "align") == 16  # the miniature
+    assert distributed.micro_batch(32, 4, gpu, 17_550, "align", wanted=2) == 2
+    with pytest.raises(Problem, match=r"align.micro_batch: 3 .* 8 clips .* allowed: 1, 2, 4, 8, or null"):
+        distributed.micro_batch(32, 4, gpu, 1, "align", wanted=3)
     with pytest.raises(Problem, match=r"align.batch: 32 clips .* 3 processes; choose a multiple of 3"):
         distributed.micro_batch(32, 3, gpu, 1, "align")
     drawn = list(range(12))
@@ -309,8 +439,7 @@ def test_the_gradient_is_clipped_once_per_step(tmp_path, monkeypatch):
         return step(self, *given)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", look)
-    monkeypatch.setattr(loop, "micro_batch", lambda *given: 2)
-    train_toy.train(tmp_path)
+    train_toy.train(tmp_path, train_toy.SETTINGS.model_copy(update={"micro_batch": 2}))
     logged = [line["grad_norm"] for line in lines(tmp_path / "log.jsonl") if "grad_norm" in line]
     assert min(logged) > 0.5, "every gradient must be long enough to be clipped"
     assert seen == pytest.approx([0.5] * train_toy.STEPS, rel=1e-4)
@@ -458,6 +587,7 @@ def fill(world: World) -> None:
             made.rows += [rows[name](key, index) for index, key in enumerate(keys)]
 
 
+SHARDS = {"clips": "clips", "latents": "latents", "targets": "motion"}
 GIVEN = ("cogvideox", "latents", "motion", "tokens", "flow_video", "clips", "videomae.pth")
 
 
@@ -555,6 +685,30 @@ def test_tuned_folders_are_plain_diffusers(world, tuned):
         assert torch.equal(mine.transpose(1, 2), theirs), run
         seen.append(theirs)
     assert len(seen) == 7 and not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+def test_a_transformer_sharded_over_two_ranks_is_the_one_of_one_process(world, tuned, tmp_path):
+    """Tap, projector, recomputation, validation and export under FSDP2: the same training as `tuned` has."""
+    changes = {"sharding": "full", "checkpointing": "full"}
+    params = world.params.model_copy(update={"align": world.params.align.model_copy(update=changes)})
+    pin, out = tmp_path / "pin.yaml", tmp_path / "manifest.jsonl"
+    pin.write_text(config.dump(config.pin(params, "align", run="cog-moalign", seed=0)))
+    given = {name: world.top / room / "0000.jsonl" for name, room in SHARDS.items()}
+    given |= {"config": pin, "work": tmp_path / "work", "out": out}
+    flags = [text for name, path in given.items() for text in (f"--{name}", str(path))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, "-m", "moalign", "align", *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "weights sharded" in done.stderr
+    whole = tuned.folders["cog-moalign"]
+    for line, expected in zip(lines(tmp_path / "log.jsonl"), lines(whole / "log.jsonl"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+    for file in ("transformer/diffusion_pytorch_model.safetensors", "projector-4.safetensors"):
+        ours, theirs = load_file(tmp_path / file), load_file(whole / file)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert torch.allclose(ours[name], value, atol=1e-5), name
+    assert (tmp_path / "transformer/config.json").read_text() == (whole / "transformer/config.json").read_text()
 
 
 def like(world: World) -> tuple:
@@ -703,4 +857,45 @@ def test_two_ranks_equal_one_process_and_name_a_clip_that_either_holds(processes
     work, output = finished(processes, "ranks")
     train_toy.train(tmp_path)
     assert_close(tmp_path, work / "whole")
-    assert output.count("step 3: loss or gradient is not finite with train-7; ") == 2
+    for sharding in ("none", "full"):
+        told = f"Problem, {sharding}: toy: step 3: loss or gradient is not finite with train-7; "
+        assert output.count(told) == 2, output
+
+
+def test_two_ranks_times_two_micro_batches_of_two_equal_one_of_eight(processes, eight):
+    work, _ = finished(processes, "ranks")
+    assert_close(work / "two", eight)
+
+
+def test_sharded_weights_equal_whole_ones(processes):
+    """FSDP2 = DDP, on two ranks, over 20 steps, checkpoints included."""
+    work, output = finished(processes, "ranks")
+    assert "(micro-batch, accumulation, ranks; weights sharded)" in output
+    assert_close(work / "sharded", work / "two", split=False)
+    one, other = (checkpoint.read(checkpoint.listed(work / name)[0]) for name in ("sharded", "two"))
+    assert one.step == other.step < 20
+    assert one.optimizer["param_groups"] == other.optimizer["param_groups"]
+    for index, moments in other.optimizer["state"].items():
+        for name, value in moments.items():
+            assert torch.allclose(one.optimizer["state"][index][name], value, rtol=1e-4, atol=1e-9)
+
+
+def test_a_training_goes_on_with_other_ranks_and_another_sharding(processes, eight):
+    """Two ranks, then the same sharded; and sharded, then one process with whole weights."""
+    work, _ = finished(processes, "ranks")
+    assert_close(work / "there", eight)
+    assert checkpoint.read(checkpoint.listed(work / "back")[-1]).step == 10
+    train_toy.train(work / "back", train_toy.SPLIT)
+    assert_close(work / "back", eight)
+
+
+def test_two_nodes_of_which_one_is_lost_end_as_if_nothing_had_been(nodes, processes):
+    agents, work = nodes
+    outputs = [agent.communicate(timeout=120)[0] for agent in agents]
+    assert agents[1].returncode == -signal.SIGKILL, outputs[1]
+    assert agents[0].returncode > 0, outputs[0]
+    assert checkpoint.read(checkpoint.listed(work / "whole")[-1]).step == 6
+    for agent in start_nodes(work):
+        output, _ = agent.communicate(timeout=120)
+        assert agent.returncode == 0, output
+    assert_equals(work / "whole", finished(processes, "ranks")[0] / "whole")

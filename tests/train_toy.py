@@ -1,12 +1,15 @@
 """A training of seconds for test_train.py, which also runs it as a process of its own.
 
-python train_toy.py WORK                 trains to the end, and once more with a clip that holds a NaN
+python train_toy.py WORK                 trains to the end
 python train_toy.py WORK step-8 save-9   is killed in the middle of the eighth step; of the save after the ninth
+torchrun ... train_toy.py WORK lost-8    the same, where rank 1 takes its torchrun along: a node is gone
+torchrun ... train_toy.py WORK ranks     everything that a test wants of two ranks, in folders of their own
 """
 
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,9 @@ SETTINGS = Optimiser(
     validate_every=4,
     save_every=3,
 )
+
+
+SPLIT = SETTINGS.model_copy(update={"steps": 20, "batch": 8, "save_every": 20, "ema": 0.9})  # 8 = 1 x 2 x 4 = 2 x 2 x 2
 
 
 class Clips:
@@ -65,7 +71,11 @@ class Task(loop.Task):
 
     def __init__(self, dropout: float = 0.0):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 6))
+        self.net = nn.Sequential(nn.Linear(6, 15), nn.SiLU(), nn.Dropout(dropout), nn.Linear(15, 6))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.net[0]]
 
     def errors(self, batch: Batch) -> Tensor:
         draws = [torch.randn(6, generator=torch.Generator().manual_seed(stream)) for stream in batch.streams.tolist()]
@@ -108,16 +118,43 @@ def kill_in_save(step: int) -> None:
     os.replace = die
 
 
-def kill_at(step: int) -> None:
-    """SIGKILL in the middle of update `step`."""
+def signalled(call: int, number: int, *processes: int) -> None:
+    """Send a signal in the middle of the forward pass that has this number, counted from 1, and of no later one."""
     forward, count = Task.forward, iter(range(1, 1000))
 
-    def die(self: Task, batch: Batch) -> dict[str, Tensor]:
-        if next(count) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def send(self: Task, batch: Batch) -> dict[str, Tensor]:
+        if next(count) == call:
+            for process in processes:
+                os.kill(process, number)
         return forward(self, batch)
 
-    Task.forward = die
+    Task.forward = send
+
+
+def stopped(work: Path, settings: Optimiser) -> None:
+    """Train until told to stop in the tenth step, of two micro-batches."""
+    forward = Task.forward
+    signalled(19, signal.SIGTERM, os.getpid())
+    with suppress(SystemExit):
+        train(work, settings)
+    Task.forward = forward
+
+
+def of_two_ranks(work: Path) -> None:
+    """One training after the other; each is as long as a test needs it."""
+    train(work / "whole")
+    two = SPLIT.model_copy(update={"micro_batch": 2})
+    sharded = two.model_copy(update={"sharding": "full"})
+    train(work / "two", two)
+    train(work / "sharded", sharded)
+    stopped(work / "there", two)
+    train(work / "there", sharded)
+    stopped(work / "back", sharded)
+    for settings in (SETTINGS, SETTINGS.model_copy(update={"sharding": "full"})):
+        try:
+            train(work / f"broken-{settings.sharding}", settings, broken="train-7")
+        except Problem as problem:
+            print(f"Problem, {settings.sharding}: {problem}", flush=True)
 
 
 def in_child(work: Path, scenario: str) -> None:
@@ -125,7 +162,7 @@ def in_child(work: Path, scenario: str) -> None:
     child = os.fork()  # nothing here has computed yet: forking is safe
     if child == 0:
         where, step = scenario.split("-")
-        {"step": kill_at, "save": kill_in_save}[where](int(step))
+        kill_in_save(int(step)) if where == "save" else signalled(int(step), signal.SIGKILL, os.getpid())
         train(work / scenario, dropout=0.3)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -134,11 +171,12 @@ def in_child(work: Path, scenario: str) -> None:
 
 if __name__ == "__main__":
     place, *scenarios = sys.argv[1:]
-    for given in scenarios:
-        in_child(Path(place), given)
-    if not scenarios:
+    if scenarios == ["ranks"]:
+        of_two_ranks(Path(place))
+    elif not scenarios or scenarios[0].startswith("lost"):
+        if scenarios and os.environ["RANK"] == "1":
+            signalled(int(scenarios[0].split("-")[1]), signal.SIGKILL, os.getppid(), os.getpid())
         train(Path(place) / "whole")
-        try:
-            train(Path(place) / "broken", broken="train-7")
-        except Problem as problem:
-            print(f"Problem: {problem}", flush=True)
+    else:
+        for given in scenarios:
+            in_child(Path(place), given)

@@ -160,6 +160,12 @@ class Optimiser(Section):
     precision: Precision
     validate_every: Count
     save_every: Count
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """decay of a running mean of the weights, which is then validated and exported in their place; null: none"""
+    micro_batch: Count | None = None
+    """clips of one forward pass; null: as many as the device has use for"""
+    sharding: Literal["none", "full"] = "none"
+    """what each of several processes keeps: all weights (DDP), or its part of weights and moments (FSDP2)"""
 
 
 class Teacher(Optimiser):

@@ -45,6 +45,11 @@ class Student(loop.Task):
         self.alignment = alignment(pin.method, projectors)
         self.register_buffer("empty", empty, persistent=False)  # [1, T, Dtext], None without prompt dropout
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's own."""
+        return getattr(self.backbone.transformer, self.backbone.block_list)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = L_diff + lambda L_align (Eq. 9); both are logged, and how many tokens per clip have no direction."""
         denoise, align, zeros = self.losses(batch, self.drop(batch.prompt, batch.streams))

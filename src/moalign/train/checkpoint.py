@@ -1,4 +1,4 @@
-"""What a stopped training goes on from: whole, checked files under {work}/{pin hash}/{data hash}.
+"""What a stopped training goes on from: whole, checked files under {work}/{pin's hash}/{data's hash}.
 
     00001200.best-00000800.pt        after 1200 updates; the best validation so far came after 800
 
@@ -6,7 +6,8 @@ A checkpoint is written under a temporary name, synced and renamed, so that a ki
 is a zip whose records carry checksums, which are verified before it is used: a damaged one is put aside, and training
 goes on from the one before. Random numbers need no state of their own: all are functions of (seed, step, clip) or of
 (seed, step, rank), so what is kept is the step. The pin's hash keeps an edited parameter from resuming other weights,
-the data's hash keeps changed shards from it.
+the data's hash keeps changed shards from it. Tensors are whole, however many ranks wrote them, and what only says how
+a step is split (`SPLIT`) is left out of the pin's hash: a training may go on with more GPUs, or with fewer.
 """
 
 import fcntl
@@ -15,19 +16,23 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from moalign.config import read_yaml
 from moalign.errors import Problem
-from moalign.manifest import disk, replacing, sha256
+from moalign.manifest import disk, replacing
 from moalign.progress import say
 
 KEEP = 2  # newest ones, beside the best
+SPLIT = ("processes", "micro_batch", "sharding", "checkpointing")  # keys that change a result's last bits alone
 UNREADABLE = (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 
 
@@ -41,6 +46,7 @@ class State:
     last: dict[str, float] | None = None  # of the last one
     model: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None  # None when training is over
+    ema: dict[str, Any] | None = None  # averaged weights by name, where they are asked for
 
 
 def folder(work: str | Path, pin: str | Path, inputs: list[str]) -> Path:
@@ -55,7 +61,15 @@ def folder(work: str | Path, pin: str | Path, inputs: list[str]) -> Path:
             rows = hashlib.file_digest(file, "sha256").hexdigest()
         found.append(rows + json.dumps(files, sort_keys=True))
     data = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
-    return Path(work) / sha256(pin)[:12] / data[:12]
+    asked = hashlib.sha256(json.dumps(_unsplit(read_yaml(Path(pin)))).encode()).hexdigest()
+    return Path(work) / asked[:12] / data[:12]
+
+
+def _unsplit(section: Any) -> Any:
+    """A pin without the keys of `SPLIT`."""
+    if not isinstance(section, dict):
+        return section
+    return {key: _unsplit(value) for key, value in section.items() if key not in SPLIT}
 
 
 @contextmanager
@@ -95,6 +109,49 @@ def save(place: Path, state: State) -> Path:
         os.close(handle)
     prune(place, KEEP)
     return path
+
+
+class Writer:
+    """Saves the checkpoints of one training: at once, or `aside`, in a thread, while training goes on.
+
+    Aside, one at most is under way, and what keeps it from being written is raised by the next `save` or by `wait`.
+    """
+
+    def __init__(self, place: Path, aside: bool):
+        self.place, self.aside = place, aside
+        self._under_way: Future | None = None
+
+    def __enter__(self) -> "Writer":
+        self._pool = ThreadPoolExecutor(1)
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self._pool.shutdown()
+
+    def save(self, state: State) -> None:
+        """Have a state written. Aside, its tensors must be copies that nothing changes."""
+        self.wait()
+        if self.aside:
+            self._under_way = self._pool.submit(save, self.place, state)
+        else:
+            save(self.place, state)
+
+    def wait(self) -> None:
+        """Until all is on the disk."""
+        under_way, self._under_way = self._under_way, None
+        if under_way:
+            under_way.result()
+
+
+def changed(state: State, change: Callable[[Tensor], Any]) -> State:
+    """A state with every tensor changed."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(inner) for key, inner in value.items()}
+        return change(value) if isinstance(value, Tensor) else value
+
+    return State(**walk(vars(state)))
 
 
 def prune(place: Path, keep: int) -> None:

@@ -1,10 +1,13 @@
 """Ranks: who computes which clips of a step. One process, or several that torchrun started; accelerate is beneath.
 
 clips per step (teacher.batch, align.batch) = micro-batch x accumulation x ranks
+
+Every rank holds all weights (DDP), or, with `sharding: full`, its part of each weight, of its gradient and of AdamW's
+moments (FSDP2); a checkpoint holds them whole in both cases, so a training may go on with another split.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,7 +15,10 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moalign import device
 from moalign.config import Machine
@@ -50,11 +56,11 @@ def start(machine: Machine, precision: str) -> Accelerator:
     return accelerator
 
 
-def micro_batch(batch: int, ranks: int, device: torch.device, tokens: int, key: str) -> int:
+def micro_batch(batch: int, ranks: int, device: torch.device, tokens: int, key: str, wanted: int | None = None) -> int:
     """Clips of one forward pass. `tokens` is what one clip costs, `key` the section of params.yaml that holds `batch`.
 
-    On the CPU a rank's whole share, on a GPU the largest part of it whose tokens fill the device: one clip at the
-    paper's size. What it is changes speed and memory, not the result.
+    Where none is `wanted`: on the CPU a rank's whole share, on a GPU the largest part of it whose tokens fill the
+    device: one clip at the paper's size. What it is changes speed and memory, not the result.
     """
     if batch % ranks:
         raise Problem(
@@ -62,15 +68,55 @@ def micro_batch(batch: int, ranks: int, device: torch.device, tokens: int, key: 
             f" {ranks}, or start another number of processes"
         )
     share = batch // ranks
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    if wanted is not None:
+        if wanted not in sizes:
+            raise Problem(
+                f"{key}.micro_batch: {wanted} does not divide the {share} clips that each of {ranks} processes has of a"
+                f" step; allowed: {', '.join(map(str, sizes))}, or null"
+            )
+        return wanted
     if device.type == "cpu":
         return share
-    return max(size for size in range(1, share + 1) if share % size == 0 and (size == 1 or size * tokens <= FULL))
+    return max(size for size in sizes if size == 1 or size * tokens <= FULL)
 
 
 def shares(clips: list[Any], rank: int, ranks: int, micro: int) -> list[list[Any]]:
     """A rank's micro-batches of one step's clips."""
     mine = clips[rank::ranks]
     return [mine[first : first + micro] for first in range(0, len(mine), micro)]
+
+
+def shard(task: nn.Module, blocks: Iterable[nn.Module], accelerator: Accelerator) -> None:
+    """Leave each rank its part of every weight, in place (FSDP2).
+
+    A block's weights are put together while it computes, all others while the task does; so every rank has to call the
+    task, or its `measure`, equally often. Gradients are averaged over the ranks at each backward pass.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in (*blocks, task):
+        fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(task, "measure")
+
+
+def part(whole: Tensor, weight: Tensor) -> Tensor:
+    """This rank's part of what belongs to a weight, on the weight's device; all of it where that is not sharded."""
+    if not isinstance(weight, DTensor) or whole.shape != weight.shape:
+        return whole
+    place = whole.to(weight.device)
+    return distribute_tensor(place, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+def whole(part: Tensor) -> Tensor:
+    """A tensor put together from all ranks' parts; to be called by all of them."""
+    return part.full_tensor() if isinstance(part, DTensor) else part
+
+
+def gather(task: nn.Module) -> None:
+    """Give every rank all weights of a sharded task, in place. It is then to be read, not to be called."""
+    for module in task.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(whole(weight.detach()), weight.requires_grad))
 
 
 def average(accelerator: Accelerator, numbers: list[float]) -> list[float]:

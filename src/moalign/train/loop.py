@@ -1,8 +1,8 @@
 """The one training loop: data, noise, predict, losses, backward, clip, step, log, save. Both stages run it.
 
 A stage brings a `Task`, which knows the losses, and `Data`, which knows the shards; the loop knows neither. Clips are
-drawn by counter and every random number is a function of (seed, step, clip), so neither the number of ranks, nor the
-micro-batch, nor a stop and resume changes what a step computes.
+drawn by counter and every random number is a function of (seed, step, clip), so neither the number of ranks, nor how
+weights are shared among them, nor the micro-batch, nor a stop and resume changes what a step computes.
 """
 
 import math
@@ -10,7 +10,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +28,18 @@ from moalign.config import Optimiser
 from moalign.errors import Problem
 from moalign.progress import say, track
 from moalign.train import checkpoint
-from moalign.train.distributed import average, each, everyone, micro_batch, shares, single
+from moalign.train.distributed import (
+    average,
+    each,
+    everyone,
+    gather,
+    micro_batch,
+    part,
+    shard,
+    shares,
+    single,
+    whole,
+)
 from moalign.train.journal import Journal
 
 STOPPED = 75  # exit status of a training that was told to stop and can go on: EX_TEMPFAIL
@@ -46,6 +57,11 @@ class Batch(Protocol):
 
 class Task(nn.Module, ABC):
     """What a stage trains: its parameters are the optimiser's."""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Modules that hold most weights and are called one after the other: units of `sharding: full`."""
+        return ()
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -97,14 +113,15 @@ def fit(task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Pat
         if accelerator.is_main_process:
             stack.enter_context(checkpoint.alone(place))
         told = stack.enter_context(stop_signals())
-        training = Training(task, data, plan, accelerator, place)
+        writer = stack.enter_context(checkpoint.Writer(place, aside=accelerator.device.type == "cuda"))
+        training = Training(task, data, plan, accelerator, place, writer)
         log = Journal(place, training.state.log_bytes, accelerator.is_main_process, pin, plan.name)
         training.run(stack.enter_context(log), told)
-    task.zero_grad(set_to_none=True)
+        training.finish()
     state = training.state
     if plan.best and state.best and state.best["step"] != state.step:
         best = checkpoint.read(checkpoint.at(place, int(state.best["step"])))
-        task.load_state_dict(best.model)
+        task.load_state_dict(best.model | (best.ema or {}))
         return _outcome(best.step, state.best, place)
     return _outcome(state.step, state.last or {}, place)
 
@@ -117,52 +134,85 @@ def _outcome(step: int, numbers: dict[str, float], place: Path) -> Outcome:
 class Training:
     """A training under way."""
 
-    def __init__(self, task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Path):
-        self.data, self.plan, self.accelerator, self.place = data, plan, accelerator, place
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        plan: Plan,
+        accelerator: Accelerator,
+        place: Path,
+        writer: checkpoint.Writer,
+    ):
+        self.data, self.plan, self.accelerator, self.place, self.writer = data, plan, accelerator, place, writer
         self.settings = plan.settings
         ranks, device = accelerator.num_processes, accelerator.device
-        self.micro = micro_batch(self.settings.batch, ranks, device, plan.tokens, plan.key)
+        share = self.settings.batch, ranks, device, plan.tokens, plan.key
+        self.micro = micro_batch(*share, wanted=self.settings.micro_batch)
         self.accumulation = self.settings.batch // (ranks * self.micro)
         self.task = task.to(device).train()
-        self.parameters = [weight for weight in task.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=self.settings.lr,
-            betas=self.settings.betas,
-            eps=1e-8,
-            weight_decay=self.settings.weight_decay,
-            fused=device.type == "cuda",
-        )
         self.state = self.resume()
-        self.model = accelerator.prepare_model(self.task)
+        self.sharded = self.settings.sharding == "full" and ranks > 1
+        if self.sharded:
+            shard(self.task, self.task.blocks, accelerator)
+        self.model = self.task if self.sharded else accelerator.prepare_model(self.task)
+        trained = {name: weight for name, weight in task.named_parameters() if weight.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
+        self.optimizer = self.make_optimizer()
+        self.means = self.make_means()
+        self.state.model = self.state.optimizer = self.state.ema = None  # loaded: not held twice
         size = micro_batch(VALIDATION_BATCH, 1, device, plan.tokens, plan.key)
         self.heldout = validation_groups(len(data.heldout), size)
-        self.readers = ThreadPoolExecutor(torch.get_num_threads()) if device.type == "cuda" else None
+        self.fetch = Reader(data.collate, device)
 
     def resume(self) -> checkpoint.State:
-        """The state of the newest whole checkpoint, loaded; a fresh one where there is none."""
+        """The state of the newest whole checkpoint, its weights loaded; a fresh one where there is none."""
         found = [checkpoint.newest(self.place) if self.accelerator.is_main_process else None]
         path = next((path for path in everyone(self.accelerator, found) if path), None)
         if path is None:
             return checkpoint.State()
         state = checkpoint.read(path)
         self.task.load_state_dict(state.model)
-        if state.optimizer is not None:
-            self.optimizer.load_state_dict(state.optimizer)
         self.say(f"{self.plan.key}: going on from {path}, step {state.step} of {self.settings.steps}")
-        state.model = state.optimizer = None  # loaded: not held twice
         return state
+
+    def make_optimizer(self) -> torch.optim.AdamW:
+        """AdamW, with the moments of the checkpoint that the training goes on from."""
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self.settings.lr,
+            betas=self.settings.betas,
+            eps=1e-8,
+            weight_decay=self.settings.weight_decay,
+            fused=self.accelerator.device.type == "cuda",
+        )
+        if saved := self.state.optimizer:
+            weights = self.parameters
+            moments = {
+                index: {name: part(value, weights[index]) for name, value in of.items()}
+                for index, of in saved["state"].items()
+            }
+            optimizer.load_state_dict(saved | {"state": moments})
+        return optimizer
+
+    def make_means(self) -> list[Tensor]:
+        """Of `ema`: the running mean of each weight, which begins as the weight; empty without it."""
+        if self.settings.ema is None:
+            return []
+        saved = self.state.ema or dict(zip(self.names, self.parameters, strict=True))
+        pairs = [(saved[name], weight) for name, weight in zip(self.names, self.parameters, strict=True)]
+        return [part(value, weight).detach().to(weight.device, copy=True) for value, weight in pairs]
 
     def run(self, log: Journal, told: "Told") -> None:
         """From the state's step to the last."""
         first, last = self.state.step, self.settings.steps
         clips = f"{len(self.data.train)} training clips, {len(self.data.heldout)} held out"
         split = f"{self.micro} x {self.accumulation} x {self.accelerator.num_processes}"
-        self.say(f"{self.plan.key}: {clips}; {self.settings.batch} a step = {split} (micro-batch, accumulation, ranks)")
+        how = "micro-batch, accumulation, ranks" + ("; weights sharded" if self.sharded else "")
+        self.say(f"{self.plan.key}: {clips}; {self.settings.batch} a step = {split} ({how})")
         if self.state.last is None and self.validate(log):
             self.save(log)
         steps: Iterable[int] = range(first, last)
-        batches = ahead(self.wanted(steps), self.fetch, AHEAD if self.accelerator.device.type == "cuda" else 0)
+        batches = ahead(self.wanted(steps), self.fetch, self.fetch.ahead)
         for step in track(steps, self.plan.key, last, first) if self.accelerator.is_main_process else steps:
             started = time.monotonic()
             stop = self.update(step, batches, log, told)
@@ -171,6 +221,7 @@ class Training:
             if stop or improved or self.due(self.settings.save_every):
                 self.save(log)
             if stop:
+                self.writer.wait()
                 self.say(f"{self.plan.key}: told to stop, saved after step {step + 1}; run again to go on")
                 raise SystemExit(STOPPED)
 
@@ -180,25 +231,41 @@ class Training:
         seen, sums = [], {}
         for index in range(self.accumulation):
             batch = next(batches)  # data
-            more = index + 1 < self.accumulation
+            more = index + 1 < self.accumulation and not self.sharded  # of a sharded gradient, no rank holds all
             with self.accelerator.no_sync(self.model) if more else nullcontext():
-                losses = self.model(batch)  # noise, predict, losses
+                with self.accelerator.autocast():
+                    losses = self.model(batch)  # noise, predict, losses
                 self.accelerator.backward(losses["loss"] / self.accumulation)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / self.accumulation
             seen.append(batch)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
+        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)).item()
         *means, stop = average(self.accelerator, [*sums.values(), float(told.stop)])
-        if not all(map(math.isfinite, [*means, norm.item()])):
+        if not all(map(math.isfinite, [*means, norm])):
             self.accuse(step, seen)
         lr = learning_rate(self.settings, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.average()
         self.state.step = step + 1
-        log.write(step + 1, **dict(zip(sums, means, strict=True)), lr=lr, grad_norm=norm.item())
+        log.write(step + 1, **dict(zip(sums, means, strict=True)), lr=lr, grad_norm=norm)
         return stop > 0
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Of `ema`: mean <- decay mean + (1 - decay) weight."""
+        if self.means:
+            torch._foreach_lerp_(self.means, self.parameters, 1 - self.settings.ema)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Of `ema`: exchange the weights and their means."""
+        for mean, weight in zip(self.means, self.parameters, strict=False):
+            kept = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(kept)
 
     def due(self, every: int) -> bool:
         """Whether something done every so many updates, and after the last, is to be done now."""
@@ -212,28 +279,29 @@ class Training:
             for indices in shares(drawn, rank, ranks, self.micro):
                 yield self.data.train, indices, self.plan.seed, step
 
-    def fetch(self, clips: Clips, indices: list[int], seed: int, step: int) -> Batch:
-        """A batch, on the device. A GPU's is read by a thread per CPU; on the CPU they have other work."""
-        items = list((self.readers.map if self.readers else map)(clips.__getitem__, indices))
-        batch = self.data.collate(items, streams(seed, step, [item["key"] for item in items]))
-        return each(batch, lambda rows: rows.to(self.accelerator.device, non_blocking=True))
-
     @torch.no_grad()
     def validate(self, log: Journal) -> bool:
         """Measure the held-out clips, each rank its share. Returns whether the weights are the best so far.
 
-        No rank waits in a collective while another works: results meet once, when all are through their shares. Clips,
-        batches and random streams are the same at every step, for every run and any number of ranks.
+        No rank waits in a collective while another works: results meet once, when all are through their shares. Only
+        sharded weights are put together batch by batch, so there a rank that is through goes along with another batch.
+        Clips, batches and random streams are the same at every step, for every run and any number of ranks.
         """
         if not self.heldout:
             return False
         self.task.eval()
-        rows = []
-        for index in range(self.accelerator.process_index, len(self.heldout), self.accelerator.num_processes):
+        self.swap()
+        rows, groups, ranks = [], len(self.heldout), self.accelerator.num_processes
+        turns = math.ceil(groups / ranks) * ranks if self.sharded else groups
+        for turn in range(self.accelerator.process_index, turns, ranks):
+            index = turn % groups
             batch = self.fetch(self.data.heldout, self.heldout[index], VALIDATION_SEED, 0)
             with self.accelerator.autocast():
                 measured = self.task.measure(batch)
-            rows.append((index, {name: (total.item(), weight.item()) for name, (total, weight) in measured.items()}))
+            if turn == index:
+                sums = {name: (total.item(), weight.item()) for name, (total, weight) in measured.items()}
+                rows.append((index, sums))
+        self.swap()
         self.task.train()
         metrics = self.summed(sorted(everyone(self.accelerator, rows), key=lambda row: row[0]))
         log.write(self.state.step, **{f"val_{name}": value for name, value in metrics.items()})
@@ -255,18 +323,25 @@ class Training:
         return {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
 
     def accuse(self, step: int, seen: list[Batch]) -> NoReturn:
-        """Stop, naming the clips whose loss or gradient is not finite, each tried alone; where none is, all of them."""
-        self.optimizer.zero_grad(set_to_none=True)
-        bad = []
+        """Stop, naming the clips whose loss or gradient is not finite, each tried alone; where none is, all of them.
+
+        A sharded gradient is that of a clip of every rank at once, so it counts only where all losses are finite.
+        """
+        losses, gradients = [], []  # keys where they are not finite
         for batch in seen:
             for index, key in enumerate(batch.keys):
-                loss = self.task(single(batch, index))["loss"]
-                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-                tensors = [loss, *(gradient for gradient in gradients if gradient is not None)]
-                if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-                    bad.append(key)
-        bad = everyone(self.accelerator, bad)
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.accelerator.autocast():
+                    loss = self.task(single(batch, index))["loss"]
+                loss.backward()
+                if not loss.isfinite():
+                    losses.append(key)
+                made = [whole(weight.grad) for weight in self.parameters if weight.grad is not None]
+                if not all(bool(gradient.isfinite().all()) for gradient in made):
+                    gradients.append(key)
+        losses, gradients = everyone(self.accelerator, losses), everyone(self.accelerator, gradients)
         every = everyone(self.accelerator, [key for batch in seen for key in batch.keys])
+        bad = losses if self.sharded and losses else losses + gradients
         raise Problem(self.not_finite(f"step {step + 1}", sorted(set(bad or every))))
 
     def not_finite(self, where: str, keys: list[str]) -> str:
@@ -277,17 +352,49 @@ class Training:
         )
 
     def save(self, log: Journal) -> None:
-        """Write a checkpoint; the last one needs no optimiser."""
+        """Have a checkpoint written; the last one needs no optimiser."""
         self.state.log_bytes = log.sync()
+        over = self.state.step == self.settings.steps
+        moments = None if over else self.optimizer.state_dict()
+        means = dict(zip(self.names, self.means, strict=True)) if self.means else None
+        state = replace(self.state, model=self.task.state_dict(), optimizer=moments, ema=means)
+        if self.sharded or self.writer.aside:
+            state = checkpoint.changed(state, self.copied)
         if self.accelerator.is_main_process:
-            over = self.state.step == self.settings.steps
-            moments = None if over else self.optimizer.state_dict()
-            checkpoint.save(self.place, replace(self.state, model=self.task.state_dict(), optimizer=moments))
+            self.writer.save(state)
+
+    def copied(self, tensor: Tensor) -> Tensor | None:
+        """A copy on the CPU of the rank that writes; all ranks take part in putting a sharded one together."""
+        found = whole(tensor)
+        return found.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
+
+    def finish(self) -> None:
+        """Leave the task with the weights that are exported, whole; the last checkpoint is then on the disk."""
+        self.writer.wait()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.swap()
+        if self.sharded:
+            gather(self.task)
 
     def say(self, text: str) -> None:
         """One line, from one rank."""
         if self.accelerator.is_main_process:
             say(text)
+
+
+class Reader:
+    """Batches of clips, on the device. A GPU's are read by a thread per CPU; on the CPU they have other work."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]], Tensor], Batch], device: torch.device):
+        self.collate, self.device = collate, device
+        self.pool = ThreadPoolExecutor(torch.get_num_threads()) if device.type == "cuda" else None
+        self.ahead = AHEAD if device.type == "cuda" else 0
+
+    def __call__(self, clips: Clips, indices: list[int], seed: int, step: int) -> Batch:
+        """Clips by their indices, with their random streams of a step."""
+        items = list((self.pool.map if self.pool else map)(clips.__getitem__, indices))
+        batch = self.collate(items, streams(seed, step, [item["key"] for item in items]))
+        return each(batch, lambda rows: rows.to(self.device, non_blocking=True))
 
 
 def learning_rate(settings: Optimiser, step: int) -> float:
