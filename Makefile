@@ -3,7 +3,7 @@ BIN := $(CURDIR)/.venv/bin
 UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help run env test test-faults bench-loss lint format schema revisions lock restore clean
+.PHONY: help run env test test-faults bench-loss bench-data lint format schema revisions lock restore clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test-faults: env  ## faults injected for real: full and read-only disks, kills (
 
 bench-loss: env  ## time and memory of Eq. 8, one pass against the matrices as written
 	OMP_NUM_THREADS=1 python tests/bench_loss.py
+
+bench-data: env  ## CPU time to read a clip in each way, and the first batch after a resume
+	OMP_NUM_THREADS=1 python tests/bench_data.py
 
 lint: env  ## ruff, snakefmt and snakemake's own linter
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint
