@@ -10,6 +10,7 @@ import io
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def rows(scale: str, rounds: int) -> list[str]:
         opening = time.process_time() - started
         some = clips.drawn(0, last + 1, batch, number)[:SHARD]
         calls = [call for readers in ways.values() for call in readers.values()]
-        *pixels, cached = taking_turns([*calls, lambda: [data[i] for i in some]], rounds)
+        *pixels, cached = taking_turns([*calls, lambda: deque(map(data.__getitem__, some), maxlen=1)], rounds)
         starts = [lambda step=step: first_batch(data, step, batch) for step in (0, last)]
         first, resumed = taking_turns(starts, rounds)
     size = f"{scale}, {row.frames} x {row.size[0]} x {row.size[1]}"
