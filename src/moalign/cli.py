@@ -39,6 +39,7 @@ MANY_CLIPS = Flag("clips", "manifests of Clip rows", many=True)
 SELECTION = Flag("selection", "manifest of Choice rows, from `select`")
 SHARD = Flag("shard", "which shard, from 0", number=True)
 WORK = Flag("work", "folder for checkpoints; a killed training goes on from there")
+CLIP_COUNT = Flag("clips", "how many clips to draw", number=True)
 OUT = Flag("out", "where the manifest goes; its data files are written beside it")
 
 COMMANDS = {
@@ -68,10 +69,10 @@ COMMANDS = {
         (CONFIG, SELECTION, SHARD, OUT),
     ),
     "flow": Command("moalign.stages.flow:run", "RAFT's optical flow O of one shard (Sec. 3.2)", (CONFIG, CLIPS, OUT)),
-    "encode": Command(
     "draw": Command(
         "moalign.stages.draw:run", "list the clips that stage 2 will draw, shard by shard", (CONFIG, MANY_CLIPS, OUT)
     ),
+    "encode": Command(
         "moalign.stages.encode:run", "latents z0 and prompt states of one shard (Sec. 3.1)", (CONFIG, CLIPS, DRAWN, OUT)
     ),
     "teacher": Command(
@@ -138,6 +139,11 @@ COMMANDS = {
         "train one of the small models of resources/miniature from nothing",
         (CONFIG, WORK, Flag("out", "folder, in the hub's layout")),
     ),
+    "card": Command(
+        "moalign.stages.card:run",
+        "measure one of these models on clips that it has not seen, and write its card: README.md and pictures",
+        (CONFIG, Flag("model", "its folder"), Flag("rules", "the judge's, resources/judge.json", optional=True)),
+    ),
     "doctor": Command(
         "moalign.stages.doctor:run",
         "say what a run would lack here: scheduler, GPUs, disk, weights, remotes; each with its cure",
@@ -183,6 +189,24 @@ COMMANDS = {
             Flag("out", "JSON file for the figures", optional=True),
         ),
     ),
+    "judge rules": Command(
+        "moalign.stages.judge:rules",
+        "measure what true clips of the miniature world look like: the judge's colours, bins and thresholds",
+        (
+            CLIP_COUNT,
+            Flag("seed", "collection that they are drawn from; one that no scale uses", number=True),
+            Flag("out", "JSON file for the rules"),
+        ),
+    ),
+    "judge check": Command(
+        "moalign.stages.judge:check",
+        "judge the judge: true clips against wrong twins, repeated first frames and shuffled frames",
+        (
+            Flag("rules", "what `judge rules` wrote"),
+            CLIP_COUNT,
+            Flag("out", "Markdown page; its picture goes beside it"),
+        ),
+    ),
     "schema": Command(
         "moalign.stages.schema:run",
         "write the JSON schema of params.yaml, for editors",
@@ -203,11 +227,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="moalign", description=__doc__)
     top.add_argument("--version", action="version", version=f"moalign {__version__}")
     commands = top.add_subparsers(required=True, metavar="STAGE")
+    groups: dict[str, argparse._SubParsersAction] = {}
     for name, command in COMMANDS.items():
         stage, _, what = name.partition(" ")
-        place = commands
-        if what:  # two words, `weights check`
-            place = commands.add_parser(stage, help=command.help).add_subparsers(required=True, metavar="WHAT")
+        if what and stage not in groups:  # two words, `weights check`
+            group = commands.add_parser(stage, help=command.help)
+            groups[stage] = group.add_subparsers(required=True, metavar="WHAT")
+        place = groups[stage] if what else commands
         sub = place.add_parser(what or stage, help=command.help, description=command.help)
         sub.set_defaults(command=name)
         for flag in command.flags:

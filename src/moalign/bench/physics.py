@@ -1,15 +1,18 @@
 """Rater "physics": does a video of the miniature world show what its prompt names (SA), and could it happen (PC)?
 
 VideoPhy2's construct with no learned part: a tracker finds the objects by their colour; SA is the share of the prompt's
-attributes that hold, PC is how far the worst of six laws is broken; both 1-5, and Joint is both >= 4 as for any rater.
+attributes that hold, PC is how far the worst of LAWS is broken; both 1-5, and Joint is both >= 4 as for any rater.
 Every number that a verdict rests on (colours, bins, thresholds) comes from real clips, in one file that says how it was
-made (`Rules`; `moalign judge` writes it). Units: pixels of a 64 x 64 frame, frames.
+made (`Rules`; `moalign judge rules` writes it, `moalign judge check` judges the judge). Units: pixels of a 64 x 64
+frame, frames.
 """
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
@@ -21,20 +24,25 @@ from moalign.manifest import Sample, Score
 
 SIDE = 64  # pixels that frames are brought to
 LEAST = 8.0  # px^2: what is smaller is no object
-CHROMA = 0.34  # (max - min) / max of a pixel from which on it belongs to an object; walls and background stay below
-FULL = 0.62  # and from here on it belongs wholly
+CHROMA = 0.22  # (max - min) / max of a pixel from which on it belongs to an object; walls and background stay below
+FULL = 0.66  # and from here on it belongs wholly
+SOFTEN = 0.7  # px, blur of colour before that: H.264 stores one colour for four pixels, which makes steps at an edge
 LASTING = 0.5  # share of the frames in which the prompt's objects must be seen
 DARK = 0.70  # of the background's brightness: what stands still and is darker is a wall
 TOUCH = 1.5  # px between two outlines that count as touching
 SEEN = 3  # frames in which a colour must be seen to be an object at all
 BEND = 2.2  # px per frame^2: no force of this world bends a free path more
 SINKS = 0.5  # px per frame downwards
+STRETCH = 4  # steps of a free path from which its bend can be told
 PASS_RATIOS = (1.0, 1.25, 2.0, 4.0)  # the worst law's measure over its threshold -> PC 5, 4, 3, 2, else 1
+SHORTEST = 5  # frames in which a law can be seen to hold
 
 LAWS = {
     "permanence": "frames in which an object of the video is not there, or is there twice",
     "shape": "largest change of an object's size or aspect from its median, in log units",
     "jerk": "largest change of acceleration away from any contact, px per frame^3",
+    "gravity": "largest difference in acceleration between two free paths of a video, px per frame^2",
+    "energy": "largest gain of speed, over all objects by mass, beyond what gravity could give, px per frame",
     "slip": "largest gain of speed from frame to frame while an object touches something, px per frame^2",
     "rebound": "how much faster an object leaves a wall or another object than it came, px per frame",
     "overlap": "deepest overlap of an object with a wall or with another object, px",
@@ -59,22 +67,51 @@ class Named(Protocol):
     speed: str | None
 
 
+FLOORS = {"permanence": 0.5, "momentum": 0.1}  # least thresholds, of laws that real clips hardly break at all
+
+
 @dataclass(frozen=True)
 class Rules:
-    """What real clips look like. `thresholds`: law -> 99th percentile; `bins`: attribute -> value -> typical number."""
+    """What real clips look like.
+
+    `thresholds`: law -> 99th percentile; `bins`: attribute -> value -> typical number; `reference`: kind of clips
+    (real, static, shuffled) -> their mean PC, by these very rules.
+    """
 
     made_by: str
     clips: int
     palette: dict[str, list[float]]  # colour -> RGB, 0-255
     thresholds: dict[str, float]
     bins: dict[str, dict[str, float]]
+    reference: dict[str, float]
 
     @classmethod
     def load(cls, path: str | Path) -> "Rules":
+        """The rules in a file; Problem where it is not one."""
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise Problem(f"{path}: not a file of judge's rules ({error}); make it with `moalign judge`") from None
+            rules = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            fault = rules.fault()
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            fault = str(error)
+        if fault:
+            raise Problem(f"{path}: not a file of judge's rules ({fault}); make it with `moalign judge rules`")
+        return rules
+
+    def fault(self) -> str | None:
+        """What is wrong with the numbers."""
+        if self.thresholds.keys() != LAWS.keys():
+            return f"thresholds: of {', '.join(self.thresholds)}; wanted: {', '.join(LAWS)}"
+        if not self.palette or any(len(rgb) != 3 or max(rgb) <= min(rgb) for rgb in self.palette.values()):
+            return "palette: three numbers to a colour, not all equal"
+        numbers = [("thresholds", self.thresholds), *((f"bins.{name}", row) for name, row in self.bins.items())]
+        for name, row in numbers:
+            if not row or any(not math.isfinite(value) for value in row.values()):
+                return f"{name}: a number is missing"
+        if min(self.thresholds.values()) <= 0:
+            return "thresholds: one is not above 0"
+        if self.reference.keys() != {"real", "static", "shuffled"}:
+            return "reference: wanted real, static, shuffled"
+        return None
 
     def dump(self) -> str:
         """As the text of the file."""
@@ -190,18 +227,26 @@ def watch(frames: np.ndarray, palette: dict[str, list[float]]) -> Seen:
     """Find coloured objects and dark walls in uint8 frames [F, H, W, 3] of any size."""
     if frames.shape[1:3] != (SIDE, SIDE):
         frames = np.stack([cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames])
-    pixels = frames.astype(np.float32)
+    pixels = np.stack([soften(frame) for frame in frames]).astype(np.float32)
     high, low = pixels.max(-1), pixels.min(-1)
     chroma = (high - low) / np.maximum(high, 1)
     cover = np.clip((chroma - CHROMA) / (FULL - CHROMA), 0, 1)  # [F, 64, 64]
-    whose = nearest_colour(pixels, palette)
+    whose = np.full(cover.shape, -1)
+    whose[cover > 0] = nearest_colour(pixels[cover > 0], palette)
     tracks = [track(colour, cover * (whose == number)) for number, colour in enumerate(palette)]
     found = [item for item in tracks if np.isfinite(item.area).sum() >= SEEN]
     return Seen(tuple(found), walls(pixels.mean(-1), cover))
 
 
+def soften(frame: np.ndarray) -> np.ndarray:
+    """A uint8 frame [H, W, 3] with its colour blurred and its lightness as it is."""
+    parts = cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb)
+    parts[..., 1:] = cv2.GaussianBlur(parts[..., 1:], (0, 0), SOFTEN)
+    return cv2.cvtColor(parts, cv2.COLOR_YCrCb2RGB)
+
+
 def nearest_colour(pixels: np.ndarray, palette: dict[str, list[float]]) -> np.ndarray:
-    """Index of the palette's colour whose hue is nearest, per pixel; lightness and greyness do not matter."""
+    """Index of the palette's colour whose hue is nearest, of pixels [N, 3]; lightness and greyness do not matter."""
     centred = pixels - pixels.min(-1, keepdims=True)
     centred /= np.maximum(centred.max(-1, keepdims=True), 1)
     known = np.array(list(palette.values()), np.float32)
@@ -215,6 +260,8 @@ def track(colour: str, cover: np.ndarray) -> Track:
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     rows = np.full((len(cover), 6), np.nan)  # x, y, area, aspect, extent, split
     for number, frame in enumerate(cover):
+        if frame.sum() < LEAST:
+            continue
         count, labels, _, _ = cv2.connectedComponentsWithStats((frame > 0).astype(np.uint8), connectivity=8)
         areas = np.bincount(labels.ravel(), weights=frame.ravel(), minlength=count)
         areas[0] = 0
@@ -249,7 +296,7 @@ def walls(brightness: np.ndarray, cover: np.ndarray) -> np.ndarray:
 
 def laws(seen: Seen) -> dict[str, float]:
     """How far each law is broken by the object that breaks it most; see LAWS."""
-    worst = dict.fromkeys(LAWS, 0.0)
+    worst = {**dict.fromkeys(LAWS, 0.0), "gravity": gravity(seen), "energy": energy(seen)}
     for item in seen.tracks:
         gaps, meets = seen.gaps(item), seen.meets(item)
         measures = {
@@ -257,10 +304,7 @@ def laws(seen: Seen) -> dict[str, float]:
             "shape": shape(item),
             "jerk": jerk(item, np.logical_or.reduce(list(meets.values()))),
             "slip": slip(item, gaps[""]),
-            "rebound": [
-                *(rebound(item, gap, seen.lonely(item, name)) for name, gap in gaps.items()),
-                gain(item, meets[""], seen.lonely(item, "")),
-            ],
+            "rebound": [rebound(item, gap, seen.lonely(item, name)) for name, gap in gaps.items()],
             "overlap": [-gap for gap in gaps.values()],
         }
         for law, values in measures.items():
@@ -289,11 +333,32 @@ def jerk(item: Track, meets: np.ndarray) -> np.ndarray:
     return np.where(meets[:-2] | meets[1:-1] | meets[2:], np.nan, change)
 
 
-def gain(item: Track, meets: np.ndarray, lonely: np.ndarray) -> np.ndarray:
-    """Speed gained, beyond gravity's part, across a step in which an object may have met a wall and nothing else."""
-    speed = np.linalg.norm(item.steps, axis=1)
-    before = np.fmax(speed[1:-2], speed[:-3])  # a step that holds a knock is short
-    return np.where(meets[2:-1] & lonely[2:-2], speed[3:] - before - 2 * BEND, np.nan)
+def gravity(seen: Seen) -> float:
+    """How much the accelerations of free paths differ, which gravity alone bends; of all objects, a few frames each."""
+    found = []
+    for item in seen.tracks:
+        bound = np.logical_or.reduce(list(seen.meets(item).values())) | np.isnan(item.steps).any(1)
+        ends = np.flatnonzero(np.diff(np.concatenate([[True], bound, [True]])))
+        for start, end in zip(ends[::2], ends[1::2], strict=True):  # steps of a path that meets nothing
+            if end - start >= STRETCH:
+                found.append((item.steps[end - 1] - item.steps[start]) / (end - 1 - start))
+    return max((float(np.linalg.norm(a - b)) for a, b in combinations(found, 2)), default=0.0)
+
+
+def energy(seen: Seen) -> float:
+    """Gain of the root mean square speed (by mass, which is area) from a frame to the next; contacts only lose.
+
+    The step that holds a knock is short, so the faster of the two before counts; a fall may add what gravity gives.
+    """
+    if not seen.tracks:
+        return 0.0
+    masses = np.array([np.nanmedian(item.area) for item in seen.tracks])
+    steps = np.stack([item.steps for item in seen.tracks])  # [N, F-1, 2]
+    square = np.einsum("n,nf->f", masses, np.square(steps).sum(-1)) / masses.sum()
+    sunk = np.einsum("n,nf->f", masses, np.maximum(0, steps[..., 1])) / masses.sum()
+    granted = np.fmax(square[1:-1], square[:-2]) + 2 * BEND * (sunk[1:-1] + sunk[2:])
+    gains = np.sqrt(square[2:]) - np.sqrt(granted)
+    return float(np.nanmax(gains, initial=0.0))
 
 
 def slip(item: Track, gap: np.ndarray) -> np.ndarray:
@@ -337,41 +402,77 @@ def momentum(seen: Seen, one: Track, other: Track) -> float:
     return float(np.linalg.norm(sum(changes)) / exchanged)
 
 
+def worst_ratio(broken: dict[str, float], thresholds: dict[str, float]) -> float:
+    """The worst law's measure over its threshold; above 1 is more than in 99 % of real clips."""
+    return max(broken[law] / thresholds[law] for law in thresholds)
+
+
 def commonsense(broken: dict[str, float], thresholds: dict[str, float]) -> int:
     """PC, 1-5, from the worst law."""
-    ratio = max(broken[law] / thresholds[law] for law in thresholds)
+    ratio = worst_ratio(broken, thresholds)
     return 5 - sum(ratio > limit for limit in PASS_RATIOS)
 
 
 # --- semantic adherence --------------------------------------------------------------------------------------------
 
 
-def adherence(seen: Seen, prompt: Named, bins: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Share that holds of each kind of attribute in the prompt: count, colours, sizes, event, gravity, speed."""
-    lasting = [item for item in seen.tracks if np.isfinite(item.area).mean() >= LASTING]
-    by_colour = {item.colour: item for item in lasting}
-    named = [by_colour.get(look.colour) for look in prompt.objects]
-    sizes = [
-        item is not None and nearest(item.radius, bins[f"size {look.shape}"]) == look.size
-        for look, item in zip(prompt.objects, named, strict=True)
-    ]
-    happens = None not in named and EVENTS[prompt.scene](seen, named) if prompt.scene else False
-    held = {
-        "count": float(len(lasting) == len(prompt.objects)),
-        "colours": float(np.mean([item is not None for item in named])),
-        "sizes": float(np.mean(sizes)),
-        "event": float(happens),
-    }
+@dataclass(frozen=True)
+class Found:
+    """How much of a prompt a video shows, before a number is put into a bin."""
+
+    count: bool
+    colours: float  # share of the named objects that are there
+    event: bool
+    readings: dict[str, list[tuple[str, str, float]]]  # kind -> bin, value named, number measured (NaN: none)
+
+
+def look_for(seen: Seen, prompt: Named) -> Found:
+    """Look for what a prompt names. Gravity and speed are measured as the event has it: none without the event."""
+    lasting = {item.colour: item for item in seen.tracks if np.isfinite(item.area).mean() >= LASTING}
+    named = [lasting.get(look.colour) for look in prompt.objects]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an object may be unseen in all the frames that an event needs
+        happens = None not in named and EVENTS[prompt.scene](seen, named)
+    pairs = list(zip(prompt.objects, named, strict=True))
+    sizes = [(f"size {look.shape}", look.size, item.radius if item else math.nan) for look, item in pairs]
+    readings = {"sizes": sizes}
     for kind, value in (("gravity", prompt.gravity), ("speed", prompt.speed)):
-        if value is not None:  # measured as the event's law has it, so there is none without the event
-            found = MEASURES[kind](prompt.scene, seen, named) if happens else math.nan
-            held[kind] = float(math.isfinite(found) and nearest(found, bins[f"{kind} {prompt.scene}"]) == value)
+        if value is not None:
+            number = MEASURES[kind](prompt.scene, seen, named) if happens else math.nan
+            readings[kind] = [(f"{kind} {prompt.scene}", value, number)]
+    return Found(
+        count=len(lasting) == len(prompt.objects),
+        colours=float(np.mean([item is not None for item in named])),
+        event=bool(happens),
+        readings=readings,
+    )
+
+
+def adherence(found: Found, bins: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Share that holds of each kind of attribute in the prompt: count, colours, sizes, event, gravity, speed."""
+    held = {"count": float(found.count), "colours": found.colours, "event": float(found.event)}
+    for kind, rows in found.readings.items():
+        held[kind] = float(np.mean([nearest(number, bins[name]) == value for name, value, number in rows]))
     return held
 
 
-def nearest(found: float, values: dict[str, float]) -> str:
-    """The value whose typical number is nearest."""
-    return min(values, key=lambda name: abs(found - values[name]))
+def unknown(prompt: Named, bins: dict[str, dict[str, float]]) -> str | None:
+    """What of a prompt these rules cannot judge."""
+    if prompt.scene not in EVENTS:
+        return "it names no event of this world"
+    if len(prompt.objects) < (2 if prompt.scene == "collide" else 1):
+        return "it does not name each object by size, colour and shape"
+    wanted = {f"size {look.shape}": look.size for look in prompt.objects}
+    wanted |= {f"gravity {prompt.scene}": prompt.gravity, f"speed {prompt.scene}": prompt.speed}
+    for name, value in wanted.items():
+        if value is not None and value not in bins.get(name, {}):
+            return f"there is no measure of {name}, {value!r}"
+    return None
+
+
+def nearest(found: float, values: dict[str, float]) -> str | None:
+    """The value whose typical number is nearest; None of NaN."""
+    return min(values, key=lambda name: abs(found - values[name])) if math.isfinite(found) else None
 
 
 def falls(seen: Seen, named: list[Track]) -> bool:
@@ -482,20 +583,41 @@ MEASURES: dict[str, Callable[[str, Seen, list[Track]], float]] = {"gravity": pul
 # --- the rater -----------------------------------------------------------------------------------------------------
 
 
-def rate(sample: Sample, frames: np.ndarray, prompt: Named, rules: Rules) -> list[Score]:
-    """SA and PC of one video, uint8 frames [F, H, W, 3]. Where nothing is found both are 1: no video is left out."""
+def see(frames: np.ndarray, rules: Rules) -> Seen | None:
+    """What is seen in uint8 frames [F, H, W, 3]; None where there is nothing to judge."""
+    if len(frames) < SHORTEST:
+        return None
     seen = watch(frames, rules.palette)
-    sa = pc = 1
-    if seen.tracks and len(frames) > 4:
-        held = adherence(seen, prompt, rules.bins)
-        sa = int(1 + 4 * np.mean(list(held.values())) + 1e-9)
-        pc = commonsense(laws(seen), rules.thresholds)
-    told = {"SA": (sa, SA_RULE), "PC": (pc, PC_RULE)}
+    return seen if seen.tracks else None
+
+
+def rate(sample: Sample, seen: Seen | None, prompt: Named, other: Named | None, rules: Rules) -> list[Score]:
+    """SA and PC of one video, and SA of the same video against another prompt, if there is one.
+
+    Where there is nothing to judge all are 1: no video is left out.
+    """
+    values = {
+        "SA": semantic(seen, prompt, rules),
+        "PC": commonsense(laws(seen), rules.thresholds) if seen else 1,
+        **({"SA_other": semantic(seen, other, rules)} if other else {}),
+    }
     return [
-        Score(sample.prompt_id, sample.index, sample.seed, metric, float(value), rater="physics", rule=rule)
-        for metric, (value, rule) in told.items()
+        Score(sample.prompt_id, sample.index, sample.seed, metric, float(value), rater="physics", rule=RULES[metric])
+        for metric, value in values.items()
     ]
 
 
-SA_RULE = "1 + 4 x the share that holds of the prompt's count, colours, sizes, event, gravity, speed; rounded down"
-PC_RULE = "5 while no law is broken more than in 99 % of real clips; 4, 3, 2, 1 beyond 1, 1.5, 3, 6 times that"
+def semantic(seen: Seen | None, prompt: Named, rules: Rules) -> int:
+    """SA, 1-5."""
+    if seen is None:
+        return 1
+    held = adherence(look_for(seen, prompt), rules.bins)
+    return int(1 + 4 * np.mean(list(held.values())) + 1e-9)
+
+
+RULES = {
+    "SA": "1 + 4 x the share that holds of the prompt's count, colours, sizes, event, gravity, speed; rounded down",
+    "PC": "5 while no law is broken more than in 99 % of real clips; 4, 3, 2, 1 beyond"
+    f" {', '.join(f'{ratio:g}' for ratio in PASS_RATIOS)} times that",
+    "SA_other": "SA of the same video against the next prompt of the bench, after the last the first",
+}

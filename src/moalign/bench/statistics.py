@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import mannwhitneyu, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -50,6 +50,11 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     table = [[np.sum(a & b), np.sum(a & ~b)], [np.sum(~a & b), np.sum(~a & ~b)]]
     return float(mcnemar(table, exact=True).pvalue)
+
+
+def auc(above: Sequence[float], below: Sequence[float]) -> float:
+    """Chance that one of `above` is the larger of a pair with one of `below`; a tie counts half."""
+    return float(mannwhitneyu(above, below).statistic / (len(above) * len(below)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
