@@ -110,6 +110,8 @@ def test_an_edit_reaches_only_the_pins_that_use_it():
         ("backbones.cogvideox.sampling.shift", 3.0, ["backbones.cogvideox.sampling.shift", "set it to null"]),
         ("backbones.wan.sampling.dynamic_guidance", True, ["dynamic_guidance", "set it to false"]),
         ("align.batch", 30, ["align.batch", "30", "machine.processes, 4"]),
+        ("align.micro_batch", 3, ["align.micro_batch", "3", "8 clips", "or null"]),
+        ("align.ema", 1.0, ["align.ema", "less than 1"]),
         ("align.betas", [0.9, 1.0], ["align.betas", "below 1"]),
         ("align.lr", float("inf"), ["align.lr", "finite"]),
         ("encoder.native", [15, 224, 224], ["encoder.native", "tubelet"]),

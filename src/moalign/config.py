@@ -598,6 +598,11 @@ def _check_numbers(params: Params, path: str) -> None:
         section = getattr(params, name)
         if section.batch % ranks:
             raise Problem(f"{path}: {name}.batch: {section.batch} is no multiple of machine.processes, {ranks}")
+        if section.micro_batch and section.batch // ranks % section.micro_batch:
+            raise Problem(
+                f"{path}: {name}.micro_batch: {section.micro_batch} does not divide the {section.batch // ranks} clips"
+                f" that each of machine.processes, {ranks}, has of a step; choose one that does, or null"
+            )
         if max(section.betas) >= 1:
             raise Problem(f"{path}: {name}.betas: {list(section.betas)}; AdamW needs both below 1")
     encoder = params.encoder
