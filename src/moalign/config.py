@@ -730,12 +730,6 @@ class FlowPin(ComputePin):
     encoder: Encoder
 
 
-class EncodePin(ComputePin):
-    backbone: Backbone
-
-
-class TeacherPin(ComputePin):
-    teacher: Teacher
 class DrawPin(Pin):
     seeds: Annotated[tuple[Natural, ...], Strict(False)]
     """of the trainings; none where each sees every clip, whatever its seed"""
@@ -743,6 +737,12 @@ class DrawPin(Pin):
     batch: Count | None
 
 
+class EncodePin(ComputePin):
+    backbone: Backbone
+
+
+class TeacherPin(ComputePin):
+    teacher: Teacher
     backbone: Backbone
     encoder: Encoder
     flow: Flow
@@ -810,14 +810,14 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
         return CollectPin(**made, source=params.sources[names["source"]], clip=clip)
     if stage == "subset":
         return SubsetPin(**made, sources=params.sources, subset=params.subset)
+    if stage == "draw":
+        return DrawPin(**made, **_draws(params))
     if stage == "report":
         return ReportPin(**made, params=params.model_copy(update={"pretraining": None}))
     made |= {"machine": params.machine}
     if stage == "synth":
         return SynthPin(**made, synth=params.synth, backbone=params.backbones[params.synth.backbone])
     if stage == "flow":
-    if stage == "draw":
-        return DrawPin(**made, **_draws(params))
         return FlowPin(**made, flow=params.flow, backbone=learns_on, encoder=sizes(params.encoder))
     if stage == "encode":
         return EncodePin(**made, backbone=bare[names["backbone"]])
@@ -851,12 +851,6 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
     return BenchPin(**made, bench=bench, flow=params.flow)
 
 
-def sizes(row: Any) -> Any:
-    """A backbone or encoder of which a stage reads the sizes and not the weights: other weights rerun nothing."""
-    unread = {"weights": "(not read)", "revision": None}
-    return row.model_copy(update={name: value for name, value in unread.items() if name in type(row).model_fields})
-
-
 def _draws(params: Params) -> dict[str, Any]:
     """What decides which clips stage 2 draws.
 
@@ -868,6 +862,12 @@ def _draws(params: Params) -> dict[str, Any]:
     if not seeds or params.align.steps * params.align.batch >= clips:
         return {"seeds": (), "steps": None, "batch": None}
     return {"seeds": seeds, "steps": params.align.steps, "batch": params.align.batch}
+
+
+def sizes(row: Any) -> Any:
+    """A backbone or encoder of which a stage reads the sizes and not the weights: other weights rerun nothing."""
+    unread = {"weights": "(not read)", "revision": None}
+    return row.model_copy(update={name: value for name, value in unread.items() if name in type(row).model_fields})
 
 
 def dump(section: Section) -> str:

@@ -2,10 +2,11 @@
 
 import fcntl
 import os
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+from snakemake.exceptions import IncompleteCheckpointException, WorkflowError
 
 from moalign import config as settings
 from moalign.errors import Problem
@@ -122,9 +123,19 @@ def launch():
     return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} --signals-to-handle {signals} -m moalign"
 
 
+@cache
+def waiting(_made):
+    """What says that `draw` has yet to run, or None. Looking takes milliseconds, so once for all shards at a time."""
+    try:
+        checkpoints.draw.get()
+    except IncompleteCheckpointException as waits:
+        return waits
+
+
 def drawn(wildcards):
     """A shard's list of drawn clips, once `draw` has said what is in it."""
-    checkpoints.draw.get()
+    if waits := waiting(len(checkpoints.created_output)):
+        raise waits.with_traceback(None)
     return f"{RESULTS}/drawn/{wildcards.kind}/{wildcards.shard}.txt"
 
 

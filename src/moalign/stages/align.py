@@ -102,16 +102,16 @@ def run(config: str, clips: list[str], latents: list[str], work: str, out: str, 
         what = "missing" if not targets else "given"
         raise Problem(f"--targets: {what}, and the method of {pin.run} has the target {pin.method.target!r}")
     accelerator = distributed.start(pin.machine, pin.align.precision)
+    needed = {
+        "train": partial(drawn, pin.seed, pin.align.steps, pin.align.batch),
+        "heldout": lambda n: chain.from_iterable(loop.validation_groups(n, 1)),
+    }
     train, heldout = (
         LatentClips(clips, latents, list(targets), split, pin.backbone.text_tokens, which)
         for split, which in needed.items()
     )
     grid = make_grid(pin.backbone, pin.encoder)
     empty = empty_prompt(pin, grid)
-    needed = {
-        "train": partial(drawn, pin.seed, pin.align.steps, pin.align.batch),
-        "heldout": lambda n: chain.from_iterable(loop.validation_groups(n, 1)),
-    }
     joint = pin.method.loss == "joint"
     backbone = backbones.load(pin.backbone, grid, parts=("transformer",), joint=joint)
     backbone.checkpoint(pin.align.checkpointing)
