@@ -23,6 +23,7 @@ BASE = {
     "mirror",
 }
 LIGHT = {"grid", "config", "manifest", "errors"}  # the Snakefile reads these; a rater's environment too
+MEASURED = {"stages/throughput.py": "stages.align"}  # a stage's steps as they are, so the measure imports the stage
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -50,6 +51,8 @@ def test_imports_point_forward(path):
     for name in imported(path):
         there = name.split(".")[0]
         if there in {"__version__", here} and here != "stages":
+            continue
+        if name.startswith(MEASURED.get(path.relative_to(SOURCE).as_posix(), "no stage")):
             continue
         if here == "stages":
             assert there in WINGS | BASE | {"__version__"}, f"a stage imports {name}"

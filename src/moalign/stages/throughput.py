@@ -1,50 +1,63 @@
 """`moalign throughput train`: how fast stage 2 trains at a configuration's true sizes, before any weight is fetched.
 
-Weights are random, latents and targets too; transformer, tap, projector, losses and optimiser are those of `align`.
-Steps with and without the alignment take turns, so that its share is a ratio of one run. The unit is one micro-batch
-with its update of the weights, which a real step spreads over its accumulation.
+Weights, latents, prompt states and targets are random; transformer, tap, projector, losses, optimiser and the reading
+of shards are those of `align`. Steps with and without the alignment take turns, so that its share is a ratio of one
+run. The unit is one micro-batch with its update of the weights, which a real step spreads over its accumulation.
+Beside what is measured stands what the operations, counted, would take at the device's peak.
 """
 
+import gc
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
-from torch import Generator, Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Generator, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from moalign import backbones, config, manifest
+from moalign import backbones, config, manifest, shards
 from moalign.align.projector import Projector
 from moalign.backbones.loading import Parts, read_config
+from moalign.clips import LatentClips, draw
 from moalign.errors import Problem
 from moalign.grid import Grid
 from moalign.interfaces import Batch
 from moalign.progress import say
-from moalign.stages.align import NO_ALIGNMENT, Student
-from moalign.train import distributed
+from moalign.stages.align import NO_ALIGNMENT, Student, collate
+from moalign.train import distributed, loop
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s, dense bf16, of the SXM cards by their data sheets
 FEED_FORWARD = {1536: 8960, 5120: 13824}  # Wan2.1's inner width, by its width
 WARM = 2  # steps before the clock starts
+CLIPS = 16  # in the shard that is written and read
 CHECKPOINTING = ["none", "keep_attention", "full"]
+ON_CPU = {  # torch counts the attention kernels of GPUs alone
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, measured."""
+    """One configuration, measured; what has no number did not fit into memory."""
 
     micro: int
     checkpointing: str
-    seconds: float | None  # of a step; None: out of memory
-    clips: float | None = None  # per second
-    alignment: float | None = None  # share of the step's time
-    flops: float | None = None  # carried out by a step, recomputation included
-    model_flops: float | None = None  # three forward passes
-    memory: float | None = None  # GiB at the peak, weights and optimiser included
+    flops: int  # carried out by a step, recomputation included
+    model_flops: int  # three forward passes
+    seconds: float | None = None  # of a step
+    alignment: float | None = None  # share of the step's time, its targets' reading included
+    waiting: float | None = None  # share of the step's time that passes before its batch is there
+    memory: float | None = None  # GiB at the peak, weights and optimiser included; GPUs alone
 
 
 def train(
@@ -57,91 +70,146 @@ def train(
     out: str | None = None,
 ) -> None:
     """Measure, print a table, and write the figures to `out` where given."""
-    settings = config.load(Path(params), scale=scale)
-    for name, given, allowed in [("run", [run], settings.runs), ("checkpointing", checkpointing, CHECKPOINTING)]:
+    settings = config.load(Path(params), **({"scale": scale} if scale else {}))
+    methods = {name: settings.methods[row.method] for name, row in settings.runs.items() if row.method}
+    aligned = [name for name, method in methods.items() if method.target in ("tokens", "motion")]
+    for name, given, allowed in [("run", [run], aligned), ("checkpointing", checkpointing, CHECKPOINTING)]:
         if wrong := [value for value in given if value not in allowed]:
             raise Problem(f"--{name}: {wrong[0]!r}; allowed: {', '.join(allowed)}")
+    for name, given in (("steps", [steps]), ("micro", micro)):
+        if wrong := [value for value in given if value < 1]:
+            raise Problem(f"--{name}: {wrong[0]}; a number of at least 1 is needed")
     pin = config.pin(settings, "align", run=run, seed=settings.seeds[0])
     accelerator = distributed.start(pin.machine, pin.align.precision)
-    card = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"CPU, {pin.machine.threads} threads"
-    rows = []
-    for kind in checkpointing:
-        for size in micro:
-            rows.append(measure(pin, settings.teacher.channels[1], size, kind, steps, accelerator))
-            say(line(rows[-1], card))
-    say(
-        "\n".join(
-            [f"{run} at scale {settings.scale}, {card}, {pin.align.precision}", HEAD, *[line(r, card) for r in rows]]
-        )
-    )
+    where = accelerator.device
+    card = torch.cuda.get_device_name() if where.type == "cuda" else f"CPU, {pin.machine.threads} threads"
+    limit, source = peak(card, where)
+    width = settings.teacher.channels[1] if pin.method.target == "motion" else pin.encoder.width
+    with TemporaryDirectory() as folder:
+        clips = cached(Path(folder), pin, width)
+        rows = []
+        for kind in checkpointing:
+            for size in micro:
+                rows.append(measure(pin, width, size, kind, steps, accelerator, clips))
+                say(line(rows[-1], limit))
+    title = f"{run} at scale {settings.scale}, {card}, {pin.align.precision}"
+    title += f"; peak {limit / 1e12:.4g} TFLOP/s ({source})"
+    say("\n".join([title, HEAD, *(line(row, limit) for row in rows)]))
     if out:
         found = {"run": run, "scale": settings.scale, "device": card, "torch": torch.__version__, "steps": steps}
-        manifest.write_text(out, json.dumps(found | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        found |= {"peak": limit, "rows": [asdict(row) for row in rows]}
+        manifest.write_text(out, json.dumps(found, indent=1) + "\n")
 
 
-HEAD = "micro  checkpointing    s/step  clips/s  alignment    TFLOP   MFU    HFU   peak GiB"
+HEAD = "micro  checkpointing     TFLOP  clips/s: limit  measured   s/step  alignment  waiting    MFU    HFU  peak GiB"
 
 
-def line(row: Row, card: str) -> str:
-    """A row of the table. MFU counts three forward passes, HFU all that was carried out."""
-    start = f"{row.micro:5d}  {row.checkpointing:14s}"
+def line(row: Row, limit: float) -> str:
+    """A row of the table. MFU counts three forward passes, HFU all that is carried out, each against the peak."""
+    start = f"{row.micro:5d}  {row.checkpointing:14s}  {row.flops / 1e12:7.3g}  {row.micro * limit / row.flops:14.3f}"
     if row.seconds is None:
         return f"{start}  out of memory"
-    peak = next((value for name, value in PEAK.items() if name in card), None)
-    shares = [f"{100 * f / row.seconds / peak:5.1f}%" if peak else "     -" for f in (row.model_flops, row.flops)]
+    shares = [flops / row.seconds / limit for flops in (row.model_flops, row.flops)]
     memory = f"{row.memory:8.1f}" if row.memory else "       -"
     return (
-        f"{start}  {row.seconds:7.3f}  {row.clips:7.3f}  {100 * row.alignment:8.2f}%  {row.flops / 1e12:7.3g}"
-        f" {shares[0]} {shares[1]}  {memory}"
+        f"{start}  {row.micro / row.seconds:8.3f}  {row.seconds:7.3f}  {100 * row.alignment:8.2f}%"
+        f"  {100 * row.waiting:6.2f}% {100 * shares[0]:5.1f}% {100 * shares[1]:5.1f}%  {memory}"
     )
+
+
+def peak(card: str, where: torch.device) -> tuple[float, str]:
+    """FLOP/s that the device has at most, and how that is known: by its data sheet, or by its fastest product here."""
+    if known := next((value for name, value in PEAK.items() if name in card), None):
+        return known, "data sheet"
+    side, dtype = (8192, torch.bfloat16) if where.type == "cuda" else (2048, torch.float32)
+    X = torch.randn(side, side, device=where, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        started = clock(where)
+        X @ X
+        seconds.append(clock(where) - started)
+    return 2 * side**3 / min(seconds), f"measured, products of {side} x {side}"
 
 
 def measure(
-    pin: config.AlignPin, channels: int, micro: int, checkpointing: str, steps: int, accelerator: Accelerator
+    pin: config.AlignPin,
+    width: int,
+    micro: int,
+    checkpointing: str,
+    steps: int,
+    accelerator: Accelerator,
+    clips: dict[str, LatentClips],
 ) -> Row:
-    """A row: steps with the alignment and without it by turns, the median of each."""
-    where = accelerator.device
-    grid = config.make_grid(pin.backbone, pin.encoder)
+    """A row. Where a GPU's memory does not suffice, only what is counted."""
+    row = Row(micro, checkpointing, *count(pin, width, micro, checkpointing))
     try:
-        backbone = hollow(pin.backbone, grid, where)
-        forward = forward_flops(backbone, pin, micro, where)
-        backbone.checkpoint(checkpointing)
-        width = channels if pin.method.target == "motion" else pin.encoder.width
-        projectors = nn.ModuleList(
-            Projector(grid, pin.backbone.width, pin.align.hidden, width, pin.align.projector) for _ in pin.align.layer
-        )
-        aligned = Student(backbone, projectors, pin, None).to(where).train()
-        plain = Student(backbone, nn.ModuleList(), pin.model_copy(update={"method": NO_ALIGNMENT}), None).train()
-        optimizer = torch.optim.AdamW(aligned.parameters(), lr=1e-6, fused=where.type == "cuda")
-        batch = random_batch(backbone, pin, micro, width, where)
-
-        def step(student: Student) -> float:
-            started = clock(where)
-            with accelerator.autocast():
-                loss = student(batch)["loss"]
-            loss.backward()
-            nn.utils.clip_grad_norm_(aligned.parameters(), pin.align.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return clock(where) - started
-
-        for _ in range(WARM):
-            step(aligned), step(plain)
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        times = [(step(aligned), step(plain)) for _ in range(steps)]
-        memory = torch.cuda.max_memory_allocated() / 2**30 if where.type == "cuda" else None
-        with FlopCounterMode(display=False) as counter:
-            step(aligned)
+        return replace(row, **timed(pin, width, micro, checkpointing, steps, accelerator, clips))
     except torch.cuda.OutOfMemoryError:
-        return Row(micro, checkpointing, None)
+        return row
     finally:
-        backbone = aligned = plain = optimizer = batch = projectors = None
-        if where.type == "cuda":
+        gc.collect()
+        if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-    whole, without = (statistics.median(column) for column in zip(*times, strict=True))
-    flops = counter.get_total_flops()
-    return Row(micro, checkpointing, whole, micro / whole, 1 - without / whole, flops, 3 * forward, memory)
+
+
+def timed(
+    pin: config.AlignPin,
+    width: int,
+    micro: int,
+    checkpointing: str,
+    steps: int,
+    accelerator: Accelerator,
+    clips: dict[str, LatentClips],
+) -> dict[str, float | None]:
+    """Steps with the alignment and without it by turns: medians of the ratios, so that a slow moment hits both."""
+    where = accelerator.device
+    backbone = hollow(pin.backbone, config.make_grid(pin.backbone, pin.encoder), where)
+    backbone.checkpoint(checkpointing)
+    students = {"aligned": student(backbone, pin, width, where), "plain": student(backbone, plain(pin), width, where)}
+    stepper = Stepper(students["aligned"], pin, accelerator)
+    turns = [name for _ in range(WARM + steps) for name in students]
+    read = loop.Reader(collate, where)
+    batches = loop.ahead(wanted(turns, clips, micro), read, read.ahead)
+    times = {name: [] for name in students}
+    for turn, name in enumerate(turns):
+        if where.type == "cuda" and turn == 2 * WARM:
+            torch.cuda.reset_peak_memory_stats()
+        started = clock(where)
+        batch = next(batches)
+        there = clock(where)
+        stepper.step(students[name], batch)
+        times[name].append((clock(where) - started, there - started))
+    pairs = list(zip(times["aligned"], times["plain"], strict=True))[WARM:]
+    return {
+        "seconds": statistics.median(whole for (whole, _), _ in pairs),
+        "alignment": statistics.median(1 - without / whole for (whole, _), (without, _) in pairs),
+        "waiting": statistics.median(waited / whole for (whole, waited), _ in pairs),
+        "memory": torch.cuda.max_memory_allocated() / 2**30 if where.type == "cuda" else None,
+    }
+
+
+def wanted(turns: list[str], clips: dict[str, LatentClips], micro: int) -> Iterator[tuple]:
+    """What `loop.Reader` is asked for, turn by turn; both students see the same clips."""
+    for turn, name in enumerate(turns):
+        step = turn // len(clips)
+        yield clips[name], draw(0, step, micro, CLIPS), 0, step
+
+
+class Stepper:
+    """An update of the weights as the loop does it, over one micro-batch."""
+
+    def __init__(self, largest: Student, pin: config.AlignPin, accelerator: Accelerator):
+        """`largest` has all weights that any student has; those that a step does not use keep still."""
+        self.weights, self.clip, self.accelerator = list(largest.parameters()), pin.align.clip, accelerator
+        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-6, fused=accelerator.device.type == "cuda")
+
+    def step(self, student: Student, batch: Batch) -> None:
+        with self.accelerator.autocast():
+            loss = student(batch)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def clock(where: torch.device) -> float:
@@ -149,6 +217,23 @@ def clock(where: torch.device) -> float:
     if where.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------
+
+
+def plain(pin: config.AlignPin) -> config.AlignPin:
+    """The same training without an alignment."""
+    return pin.model_copy(update={"method": NO_ALIGNMENT})
+
+
+def student(backbone: backbones.TextToVideo, pin: config.AlignPin, width: int, where: torch.device) -> Student:
+    """The student of a pin's method over a backbone; targets have `width` channels."""
+    sizes = backbone.grid, pin.backbone.width, pin.align.hidden, width, pin.align.projector
+    layers = pin.align.layer if pin.method.target != "none" else ()
+    with where:
+        projectors = nn.ModuleList(Projector(*sizes) for _ in layers)
+    return Student(backbone, projectors, pin, None).train()
 
 
 def hollow(row: config.Backbone, grid: Grid, where: torch.device) -> backbones.TextToVideo:
@@ -171,24 +256,58 @@ def hollow(row: config.Backbone, grid: Grid, where: torch.device) -> backbones.T
     return cls(row, grid, Parts(transformer, None, None, None, vae, scheduler))
 
 
-def random_batch(
-    backbone: backbones.TextToVideo, pin: config.AlignPin, micro: int, width: int, where: torch.device
-) -> Batch:
-    """What `align` would read from shards."""
-    rng = Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(micro, *shape, generator=rng).to(where)
-
-    sizes, grid = backbone.transformer.config, backbone.grid
-    z0 = normal(sizes.in_channels, *grid.latents)
-    prompt = normal(pin.backbone.text_tokens, sizes.get("text_embed_dim") or sizes.text_dim)
-    return Batch([str(index) for index in range(micro)], torch.arange(micro), z0, prompt, normal(*grid.motion, width))
+def widths(row: config.Backbone) -> tuple[int, int]:
+    """Channels of z0 and of prompt states that a row's transformer takes."""
+    sizes = hollow(row, backbones.own_grid(row), torch.device("meta")).transformer.config
+    return sizes.in_channels, sizes.get("text_embed_dim") or sizes.text_dim
 
 
-def forward_flops(backbone: backbones.TextToVideo, pin: config.AlignPin, micro: int, where: torch.device) -> int:
-    """Of one pass through the transformer."""
-    batch = random_batch(backbone, pin, micro, 1, where)
-    with torch.no_grad(), torch.autocast(where.type, torch.bfloat16), FlopCounterMode(display=False) as counter:
-        backbone.predict(backbone.noise(batch.z0, batch.streams), batch.prompt)
-    return counter.get_total_flops()
+def cached(folder: Path, pin: config.AlignPin, width: int) -> dict[str, LatentClips]:
+    """Random clips as `encode` and `targets` would have cached them: read with targets, and `plain` without."""
+    grid, (channels, states) = config.make_grid(pin.backbone, pin.encoder), widths(pin.backbone)
+    row, rng, keys = pin.backbone, Generator().manual_seed(0), [f"{index:02d}" for index in range(CLIPS)]
+    manifest.write_text(folder / "pin.yaml", config.dump(pin))
+    drawn = {
+        "latents": {
+            "mean": torch.randn(CLIPS, channels, *grid.latents, generator=rng).half(),
+            "prompt": torch.randn(CLIPS * row.text_tokens, states, generator=rng).bfloat16(),
+            "offsets": torch.arange(CLIPS + 1) * row.text_tokens,
+        },
+        "targets": {"target": torch.randn(CLIPS, *grid.motion, width, generator=rng).half()},
+    }
+    clip = (0, 0, row.frames, row.fps, *row.size)
+    rows = {
+        "clips": [manifest.Clip(key, "train", "none", key, "", "none", *clip) for key in keys],
+        "latents": [manifest.Latent(key, "latents.safetensors", i, row.text_tokens) for i, key in enumerate(keys)],
+        "targets": [manifest.Target(key, "targets.safetensors", i) for i, key in enumerate(keys)],
+    }
+    for name, tensors in drawn.items():
+        shards.write_tensors(folder / f"{name}.safetensors", tensors)
+    for name, made in rows.items():
+        with manifest.making(folder / f"{name}.jsonl", type(made[0]), pin=folder / "pin.yaml") as making:
+            making.rows += made
+    clips, latents, targets = ([folder / f"{name}.jsonl"] for name in rows)
+    read = {"aligned": targets, "plain": []}
+    return {name: LatentClips(clips, latents, given, "train", row.text_tokens) for name, given in read.items()}
+
+
+def count(pin: config.AlignPin, width: int, micro: int, checkpointing: str) -> tuple[int, int]:
+    """Floating-point operations of a step as it is carried out, and of three forward passes; nothing is computed.
+
+    The tensors have sizes and no numbers. Attention is counted as its fused kernels do it: the way back makes the
+    scores again, five products for the way there's two.
+    """
+    grid, (channels, states) = config.make_grid(pin.backbone, pin.encoder), widths(pin.backbone)
+    streams = torch.arange(micro)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone = hollow(pin.backbone, grid, torch.device("cpu"))
+        backbone.checkpoint(checkpointing)
+        model = student(backbone, pin, width, torch.device("cpu"))
+        z0 = torch.empty(micro, channels, *grid.latents)
+        prompt = torch.empty(micro, pin.backbone.text_tokens, states)
+        batch = Batch([""] * micro, streams, z0, prompt, torch.empty(micro, *grid.motion, width))
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as forward, torch.no_grad():
+            backbone.predict(backbone.noise(z0, streams), prompt)
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as step:
+            model(batch)["loss"].backward()
+    return step.get_total_flops(), 3 * forward.get_total_flops()
