@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from statsmodels.stats.multitest import multipletests
 from torchvision.models.optical_flow import raft_small
 
 from moalign import config, manifest, video
-from moalign.bench import motion, scores, statistics
+from moalign.bench import motion, scores, statistics, tables
 from moalign.errors import Problem
 from moalign.manifest import Sample, Score
 from moalign.stages import bench
+from moalign.world import captions, physics, render
 
 TOP = Path(__file__).parents[1]
 
@@ -158,19 +160,22 @@ def test_near_still():
 
 
 @pytest.fixture(scope="module")
-def pin_text(tmp_path_factory):
-    """The pin of one bench of the smoke scale, with an untrained RAFT."""
+def both(tmp_path_factory):
+    """The pin of one bench of the smoke scale, with an untrained RAFT: raters physics and motion."""
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("raft") / "raft_small.pth"
     torch.save(raft_small(weights=None).state_dict(), weights)
     pin = config.pin(config.load(TOP / "params.yaml", scale="smoke"), "bench", run="cog-base", seed=0, bench="physics")
     flow = pin.flow.model_copy(update={"weights": str(weights), "updates": 2})
-    return config.dump(pin.model_copy(update={"flow": flow}))
+    rated = pin.bench.model_copy(update={"rules": str(TOP / "resources/judge.json")})
+    return pin.model_copy(update={"flow": flow, "bench": rated})
 
 
 @pytest.fixture
-def folder(tmp_path, pin_text):
-    (tmp_path / "pin.yaml").write_text(pin_text)
+def folder(tmp_path, both):
+    """A folder with a pin of the rater "motion" alone."""
+    alone = both.bench.model_copy(update={"raters": ("motion",), "rules": None})
+    (tmp_path / "pin.yaml").write_text(config.dump(both.model_copy(update={"bench": alone})))
     return tmp_path
 
 
@@ -245,6 +250,127 @@ def test_frames_that_do_not_decode_stop_the_rating(folder):
     with pytest.raises(Problem, match="prompt 1, video 0"):
         rate(folder)
     assert not (folder / "scores.jsonl").exists()
+
+
+# --- the rater "physics" ----------------------------------------------------------------------------------------------
+
+
+def write_world(folder, pin, clips):
+    """A Sample manifest of (prompt, frames) pairs."""
+    (folder / "pin.yaml").write_text(config.dump(pin))
+    with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
+        for number, (prompt, frames) in enumerate(clips):
+            video.write(folder / f"{number}.mp4", frames, 8)
+            made.rows.append(Sample(number, prompt, 0, 7, f"{number}.mp4", 8.0, len(frames)))
+        made.count("prompts", len(clips))
+
+
+def true_clips(count):
+    """Captions and frames of right physics, the scenes in turn."""
+    for index in range(count):
+        scene, seed = physics.choose(31, index)
+        simulation = physics.simulate(scene, seed)
+        yield captions.caption(simulation.attributes, seed), render.draw(simulation)
+
+
+def test_the_judge_leaves_no_video_out(folder, both):
+    clips = list(true_clips(6))
+    clips[4] = clips[4][0], np.zeros((17, 64, 64, 3), np.uint8)
+    clips[5] = clips[5][0], clips[5][1][:1]
+    write_world(folder, both, clips)
+    made = rate(folder)
+    own, lawful, other = (scores.by_key(made.rows, metric) for metric in ("SA", "PC", "SA_other"))
+    assert own.keys() == lawful.keys() == other.keys() == {(number, 0) for number in range(6)}
+    assert made.header.counts == {"nothing found": 2, "videos": 6, "without a number": 1}
+    for number in (4, 5):
+        assert own[number, 0] == lawful[number, 0] == other[number, 0] == 1
+    assert min(own[number, 0] for number in range(4)) >= 4 > max(other[number, 0] for number in range(4))
+    joint = scores.by_key(scores.joint(made.rows), "Joint")
+    assert joint == {key: float(own[key] >= 4 and lawful[key] >= 4) for key in own}
+    assert made.header.notes["reference"].keys() == {"real", "static", "shuffled"}
+    assert any(name.endswith("judge.json") for name in made.header.inputs)
+
+
+def test_a_prompt_beyond_the_grammar_stops_the_rating(folder, both):
+    clips = list(true_clips(3))
+    clips[1] = "a dog runs", clips[1][1]
+    write_world(folder, both, clips)
+    with pytest.raises(Problem, match=re.escape("resources/prompts/world.txt")) as caught:
+        rate(folder)
+    assert "line 2: 'a dog runs'" in str(caught.value) and "line 1" not in str(caught.value)
+    assert not (folder / "scores.jsonl").exists()
+    write_world(folder, both, clips[:1])
+    with pytest.raises(Problem, match="two are needed"):
+        rate(folder)
+
+
+def test_the_judge_needs_its_rules_and_no_one_else_does():
+    raw = config.load(TOP / "params.yaml", scale="smoke").model_dump()
+    raw["benches"]["physics"]["rules"] = None
+    with pytest.raises(Problem, match=re.escape("benches.physics.rules: missing")):
+        config.parse(raw)
+    raw["benches"]["physics"] |= {"raters": ["motion"], "rules": "resources/judge.json"}
+    with pytest.raises(Problem, match=re.escape("benches.physics.rules: only")):
+        config.parse(raw)
+
+
+# --- beside every score of physics ------------------------------------------------------------------------------------
+
+
+def test_joint_at_matched_motion():
+    joint = {0: {(prompt, 0): float(prompt % 2) for prompt in range(9)}}
+    motion = {0: {(prompt, 0): float(prompt) for prompt in range(9)}}
+    *bins, mean = scores.at_motion(joint, motion, (2.0, 5.0))
+    assert [(found.mean, found.n) for found in bins] == [(1 / 3, 3), (2 / 3, 3), (1 / 3, 3)]
+    assert mean.mean == pytest.approx(4 / 9) and mean.low <= mean.mean <= mean.high
+    *bins, mean = scores.at_motion(joint, motion, (0.0, 5.0))  # one, five and three videos
+    assert [found.n for found in bins] == [1, 5, 3]
+    assert mean.mean == pytest.approx(np.mean([found.mean for found in bins])) != pytest.approx(4 / 9)
+    *bins, mean = scores.at_motion(joint, motion, (-1.0, 5.0))
+    assert (bins[0].mean, bins[0].n, mean.mean) == (None, 0, None)
+    twice = scores.at_motion({0: joint[0], 1: joint[0]}, {0: motion[0], 1: motion[0]}, (2.0, 5.0))
+    assert [found.n for found in twice] == [6, 6, 6, 18]
+
+
+def physics_results(folder, params, semantic):
+    """Samples and scores of every row of the tables; the base's SA is `semantic`, a method's is always 4."""
+    for run, name, seed in params.rows():
+        (folder / "pin.yaml").write_text(config.dump(config.pin(params, "bench", run=run, seed=seed, bench=name)))
+        where = f"{run}/s{seed}/{name}.jsonl"
+        with manifest.making(folder / "samples" / where, Sample, pin=folder / "pin.yaml") as made:
+            made.rows += [sample("none.mp4", prompt) for prompt in range(9)]
+        with manifest.making(folder / "scores" / where, Score, pin=folder / "pin.yaml") as made:
+            still = params.runs[run].still_of
+            for prompt in range(9):
+                values = {
+                    "SA": 4 if params.runs[run].method else semantic,
+                    "PC": 5 if still else 4 - prompt % 3,
+                    "SA_other": 2 + prompt % 2,
+                    "motion": 0.01 if still else 1.0 + prompt,
+                }
+                made.rows += [Score(prompt, 0, 7, metric, value, "r", metric) for metric, value in values.items()]
+            made.notes["reference"] = {"real": 4.9, "static": 5.0, "shuffled": 1.1}
+
+
+@pytest.mark.parametrize(("scale", "semantic"), [("smoke", 2), ("smoke", 4), ("miniature", 2), ("miniature", 4)])
+def test_tables_show_methods_only_where_the_base_passes(tmp_path, scale, semantic):
+    params = config.load(TOP / "params.yaml", scale=scale)
+    physics_results(tmp_path, params, semantic)
+    table = tables.make_table(tmp_path, params, "table1")
+    passed = semantic == 4
+    assert table.gate.passed == passed and table.gate.base == "cog-base"
+    assert list(table.rules) == ["SA", "SA_other", "PC", "Joint", "motion"]
+    text = tables.markdown(table, params)
+    assert table.gate.text() in text
+    shown = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    bare = {run for run in table.rows if params.runs[run].method is None}
+    assert shown == (set(table.rows) if passed or scale == "smoke" else bare)
+    assert ("did not pass its gate" in text) != passed
+    static = table.matched.rows["cog-static"]
+    assert [found.n for found in static] == [9, 0, 0, 9] and static[-1].mean is None
+    assert [found.n for found in table.matched.rows["cog-base"]] == [3, 3, 3, 9]
+    other = tables.make_table(tmp_path, params, "table4")  # the base is no row of it
+    assert other.gate == table.gate and other.matched.edges == table.matched.edges
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

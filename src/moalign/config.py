@@ -272,7 +272,9 @@ class Bench(Section):
 
     prompts: str
     videos: Count
-    raters: Annotated[tuple[Literal["motion"], ...], Strict(False), Field(min_length=1)]
+    raters: Annotated[tuple[Literal["motion", "physics"], ...], Strict(False), Field(min_length=1)]
+    rules: str | None = None
+    """what `moalign judge rules` measured; the rater `physics` needs it"""
 
 
 class Table(Section):
@@ -476,7 +478,8 @@ def parse(raw: dict, path: str = "params.yaml") -> Params:
         params = Params.model_validate(raw)
     except ValidationError as error:
         raise Problem(explain(error, Params, path)) from None
-    for check in (_check_sources, _check_backbones, _check_numbers, _check_methods, _check_runs, _check_tables):
+    checks = (_check_sources, _check_backbones, _check_numbers, _check_methods, _check_runs)
+    for check in (*checks, _check_benches, _check_tables):
         check(params, path)
     return params
 
@@ -668,6 +671,14 @@ def _check_runs(params: Params, path: str) -> None:
             raise Problem(f"{key}.method: {row.method!r} widens a cogvideox transformer; {row.backbone} is none")
         if row.layer is not None and row.method is None:
             raise Problem(f"{key}.layer: a run without a method aligns no layer; remove it")
+
+
+def _check_benches(params: Params, path: str) -> None:
+    for name, row in params.benches.items():
+        if "physics" in row.raters and row.rules is None:
+            raise Problem(f"{path}: benches.{name}.rules: missing; the rater 'physics' needs the file of its rules")
+        if "physics" not in row.raters and row.rules is not None:
+            raise Problem(f"{path}: benches.{name}.rules: only the rater 'physics' reads them; remove it")
 
 
 def _check_tables(params: Params, path: str) -> None:

@@ -41,6 +41,7 @@ rule bench_run:
     """One run's videos, rated: one row per video and metric."""
     input:
         weights(PARAMS.flow.weights),
+        lambda wildcards: PARAMS.benches[wildcards.bench].rules or [],
         config="results/{scale}/pins/bench/{run}-s{seed}-{bench}.yaml",
         samples="results/{scale}/samples/{run}/s{seed}/{bench}.jsonl",
     output:

@@ -101,7 +101,8 @@ class Rules:
         """What is wrong with the numbers."""
         if self.thresholds.keys() != LAWS.keys():
             return f"thresholds: of {', '.join(self.thresholds)}; wanted: {', '.join(LAWS)}"
-        if not self.palette or any(len(rgb) != 3 or max(rgb) <= min(rgb) for rgb in self.palette.values()):
+        colours = [[float(part) for part in rgb] for rgb in self.palette.values()]
+        if not colours or any(len(rgb) != 3 or max(rgb) <= min(rgb) for rgb in colours):
             return "palette: three numbers to a colour, not all equal"
         numbers = [("thresholds", self.thresholds), *((f"bins.{name}", row) for name, row in self.bins.items())]
         for name, row in numbers:
@@ -591,15 +592,15 @@ def see(frames: np.ndarray, rules: Rules) -> Seen | None:
     return seen if seen.tracks else None
 
 
-def rate(sample: Sample, seen: Seen | None, prompt: Named, other: Named | None, rules: Rules) -> list[Score]:
-    """SA and PC of one video, and SA of the same video against another prompt, if there is one.
+def rate(sample: Sample, seen: Seen | None, prompt: Named, other: Named, rules: Rules) -> list[Score]:
+    """SA and PC of one video, and SA of the same video against another prompt.
 
     Where there is nothing to judge all are 1: no video is left out.
     """
     values = {
         "SA": semantic(seen, prompt, rules),
         "PC": commonsense(laws(seen), rules.thresholds) if seen else 1,
-        **({"SA_other": semantic(seen, other, rules)} if other else {}),
+        "SA_other": semantic(seen, other, rules),
     }
     return [
         Score(sample.prompt_id, sample.index, sample.seed, metric, float(value), rater="physics", rule=RULES[metric])

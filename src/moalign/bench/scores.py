@@ -81,6 +81,36 @@ def summarise(metric: str, trainings: dict[int, dict[Key, float]], keys: Iterabl
     return Summary(float(values.mean()), low, high, n, ())
 
 
+def at_motion(
+    values: dict[int, dict[Key, float]], motion: dict[int, dict[Key, float]], edges: Sequence[float]
+) -> list[Summary]:
+    """Means in each bin of motion, then the mean of these means: what would be if the bins were equally full.
+
+    values, motion: by key for each training's seed. Bin i holds motion up to edges[i], the last what is above them all.
+    A bin without a video has no mean, and then there is no mean of means.
+    """
+    found = [
+        (int(np.searchsorted(edges, motion[seed][key])), key[0], value)
+        for seed, of_seed in sorted(values.items())
+        for key, value in sorted(of_seed.items())
+        if key in motion[seed]
+    ]
+    bins = [[row for row in found if row[0] == number] for number in range(len(edges) + 1)]
+    summaries = [flat([value for *_, value in rows], [prompt for _, prompt, _ in rows]) for rows in bins]
+    if not all(bins):
+        return [*summaries, Summary(None, None, None, len(found), ())]
+    share = [len(found) / len(bins) / len(rows) for rows in bins]
+    weighted = [value * share[number] for number, _, value in found]
+    return [*summaries, flat(weighted, [prompt for _, prompt, _ in found])]
+
+
+def flat(values: Sequence[float], prompts: Sequence[int]) -> Summary:
+    """Mean and 95 % interval of values, trainings put together; none of no values."""
+    if not values:
+        return Summary(None, None, None, 0, ())
+    return Summary(float(np.mean(values)), *statistics.bootstrap(np.array(values), prompts), len(values), ())
+
+
 def difference(
     metric: str, ours: dict[int, dict[Key, float]], base: dict[int, dict[Key, float]], keys: Iterable[Key]
 ) -> Difference:

@@ -5,8 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from moalign import manifest
 from moalign.bench import scores, statistics
+from moalign.bench.gate import Gate, judge_base
 from moalign.bench.scores import Difference, Key, Summary
 from moalign.config import Params
 from moalign.manifest import Sample, Score
@@ -37,15 +40,17 @@ class Metric:
         return f"[{self.text(found.low, sign)}, {self.text(found.high, sign)}]"
 
 
-METRICS = {
+METRICS = {  # in the order of a table's columns
+    "SA": Metric("SA", "1-5"),
+    "SA_other": Metric("SA, other prompt", "1-5"),
+    "PC": Metric("PC", "1-5"),
+    "Joint": Metric("Joint", "%", 100, 1),
     "flicker": Metric("Temporal flickering", "%", 100, 2),
     "dynamic": Metric("Dynamic degree", "%", 100, 1),
     "motion": Metric("Mean motion", "px", 1, 2),
     "still": Metric("Near still", "%", 100, 1),
-    "SA": Metric("SA", "1-5"),
-    "PC": Metric("PC", "1-5"),
-    "Joint": Metric("Joint", "%", 100, 1),
 }
+BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,15 @@ class Cell:
     summary: Summary
     difference: Difference | None  # from the table's first row
     holm: float | None  # p of McNemar's test, adjusted over the table's rows
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Joint at matched motion: a run that moves less breaks fewer laws, so videos that move alike are compared."""
+
+    base: str  # whose terciles of mean motion the bins are
+    edges: tuple[float, ...]
+    rows: dict[str, list[Summary]]  # run -> each bin's, then that of the mean over the bins
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,8 @@ class Table:
     rows: dict[str, dict[str, Cell]]  # run -> metric -> cell
     pins: dict[str, str]  # run -> short hashes of what was rated with, one per training
     code: str  # version and commit that rated
+    gate: Gate | None = None  # of the base, where physics is rated
+    matched: Matched | None = None  # where physics and motion are
 
 
 def make_table(results: Path, params: Params, name: str) -> Table:
@@ -80,19 +96,54 @@ def make_table(results: Path, params: Params, name: str) -> Table:
     for run in row.rows:
         rated[run] = {}
         for seed in params.seeds_of(run):
-            cell = f"{run}/s{seed}/{row.bench}.jsonl"
-            keys |= {(video.prompt_id, video.index) for video in manifest.read(results / "samples" / cell, Sample).rows}
-            given = manifest.read(results / "scores" / cell, Score)
+            samples = manifest.read(results / f"samples/{run}/s{seed}/{row.bench}.jsonl", Sample)
+            keys |= {(video.prompt_id, video.index) for video in samples.rows}
+            given = manifest.read(results / f"scores/{run}/s{seed}/{row.bench}.jsonl", Score)
             rated[run][seed] = given.rows + scores.joint(given.rows)
             pins[run] = " ".join([*pins.get(run, "").split(), given.header.pin[:10]])
             codes.add(given.header.code)
     rules = {score.metric: score.rule for seeds in rated.values() for rows in seeds.values() for score in rows}
+    rules = {metric: rules[metric] for metric in dict.fromkeys([*METRICS, *rules]) if metric in rules}
+    values = {
+        metric: {run: {seed: scores.by_key(rows, metric) for seed, rows in rated[run].items()} for run in row.rows}
+        for metric in rules
+    }
     cells: dict[str, dict[str, Cell]] = {run: {} for run in row.rows}
     for metric in rules:
-        values = {run: {seed: scores.by_key(rows, metric) for seed, rows in rated[run].items()} for run in row.rows}
-        for run, cell in zip(row.rows, cells_of(metric, values, keys), strict=True):
+        for run, cell in zip(row.rows, cells_of(metric, values[metric], keys), strict=True):
             cells[run][metric] = cell
-    return Table(name, row.title, row.bench, len(keys), rules, cells, pins, ", ".join(sorted(codes)))
+    gate, matched = beside_base(results, params, name, keys, values)
+    return Table(
+        name, row.title, row.bench, len(keys), rules, cells, pins, ", ".join(sorted(codes)), gate=gate, matched=matched
+    )
+
+
+def base_of(params: Params, name: str) -> str | None:
+    """The base of a table: the weights as they came, of its first row's backbone, where the same bench has them."""
+    row = params.tables[name]
+    there = {run for run, bench, _ in params.rows() if bench == row.bench}
+    for run, found in params.runs.items():
+        own = found.method is None and found.still_of is None
+        if own and run in there and found.backbone == params.runs[row.rows[0]].backbone:
+            return run
+    return None
+
+
+def beside_base(
+    results: Path, params: Params, name: str, keys: set[Key], values: dict[str, dict[str, dict[int, dict[Key, float]]]]
+) -> tuple[Gate | None, Matched | None]:
+    """The gate of a table's base, and Joint in bins of its motion. values: metric -> run -> seed -> key."""
+    base, bench = base_of(params, name), params.tables[name].bench
+    if base is None:
+        return None, None
+    given = manifest.read(results / f"scores/{base}/s0/{bench}.jsonl", Score)
+    motion = list(scores.by_key(given.rows, "motion").values())
+    matched = None
+    if "Joint" in values and "motion" in values and motion:
+        edges = tuple(np.quantile(motion, np.arange(1, len(BINS)) / len(BINS)).tolist())
+        rows = {run: scores.at_motion(values["Joint"][run], values["motion"][run], edges) for run in values["Joint"]}
+        matched = Matched(base, edges, rows)
+    return judge_base(bench, base, given.rows, keys, given.header.notes.get("reference")), matched
 
 
 def cells_of(metric: str, values: dict[str, dict[int, dict[Key, float]]], keys: Iterable[Key]) -> list[Cell]:
@@ -111,24 +162,64 @@ def markdown(table: Table, params: Params) -> str:
     metrics = {metric: metric_of(metric) for metric in table.rules}
     heads = [f"{shown.label} ({shown.unit})" if shown.unit else shown.label for shown in metrics.values()]
     first = next(iter(table.rows))
+    rows = rows_shown(table, params)
     lines = [f"# {table.title}", ""]
     lines += [f"Scale `{params.scale}`, bench `{table.bench}`, {table.videos} videos per training."]
     lines += ["95 % intervals in brackets.", *([f"**{meaningless(params)}**"] if params.scale == "smoke" else []), ""]
+    lines += [f"{table.gate.text()}.", ""] if table.gate else []
+    lines += [f"**{remark}**", ""] if (remark := gate_remark(table, params)) else []
     lines += [line("run", "what it is", "n", *heads, "pin"), line(*["---"] * (len(heads) + 4))]
-    for run, cells in table.rows.items():
+    for run, cells in rows.items():
         shown = [mean_text(metrics[metric], cell.summary) for metric, cell in cells.items()]
         n = min((cell.summary.n for cell in cells.values()), default=0)
         lines.append(line(f"`{run}`", describe(params, run), str(n), *shown, f"`{table.pins[run]}`"))
     lines += ["", f"Paired difference from `{first}`: the same prompts and the same noise."]
     lines += ["p: exact McNemar, adjusted over the rows by Holm.", ""]
     lines += [line("run", *heads), line(*["---"] * (len(heads) + 1))]
-    for run, cells in list(table.rows.items())[1:]:
-        lines.append(line(f"`{run}`", *[difference_text(metrics[metric], cell) for metric, cell in cells.items()]))
+    for run, cells in rows.items():
+        if run != first:
+            lines.append(line(f"`{run}`", *[difference_text(metrics[metric], cell) for metric, cell in cells.items()]))
+    if table.matched:
+        shown = {run: found for run, found in table.matched.rows.items() if run in rows}
+        lines += ["", matched_text(table.matched), "", line("run", *BINS, "mean of the three")]
+        lines += [line(*["---"] * (len(BINS) + 2))]
+        lines += [line(f"`{run}`", *map(matched_cell, found)) for run, found in shown.items()]
     lines += ["", *[f"- {metrics[metric].label}: {rule}" for metric, rule in table.rules.items()]]
     lines.append(f"- Rated by {table.code}, with the pins named above.")
     gone = missing_lines(table)
     lines += ["", *[f"- {text}" for text in gone]] if gone else []
     return "\n".join(lines) + "\n"
+
+
+def rows_shown(table: Table, params: Params) -> dict[str, dict[str, Cell]]:
+    """Rows that a reader gets: while the base fails its gate no methods, but at the smoke scale, which is no result."""
+    if table.gate is None or table.gate.passed or params.scale == "smoke":
+        return table.rows
+    return {run: cells for run, cells in table.rows.items() if params.runs[run].method is None}
+
+
+def gate_remark(table: Table, params: Params) -> str | None:
+    """What a failed gate means for a table."""
+    if table.gate is None or table.gate.passed:
+        return None
+    if params.scale == "smoke":
+        return "The base did not pass its gate: the rows of methods carry no meaning."
+    return "The base did not pass its gate: the rows of methods are left out, their numbers are in metrics.json."
+
+
+def matched_text(matched: Matched) -> str:
+    """What the bins of matched motion are."""
+    low, high = (METRICS["motion"].text(edge) for edge in matched.edges)
+    return (
+        f"Joint (%) at matched motion: the bins are the terciles of {matched.base}'s mean motion, up to {low} px, up to"
+        f" {high} px, and above; each with its number of videos. The mean of the three is what Joint would be if the"
+        " run moved as the base does; there is none where a bin is empty."
+    )
+
+
+def matched_cell(found: Summary) -> str:
+    """Joint in one bin."""
+    return "-" if found.mean is None else f"{mean_text(METRICS['Joint'], found)} n = {found.n}"
 
 
 def line(*cells: str) -> str:

@@ -4,6 +4,7 @@
 
 A benchmark's own script averages whatever it finds. Here a video that is missing, broken, doubled or of another length
 stops the rating with a list of them all; a video that no rater can judge (one frame) is listed in the manifest's notes.
+The judge of physics leaves none out: where it finds nothing, that is its verdict, and counted.
 """
 
 from collections.abc import Callable
@@ -13,19 +14,20 @@ import numpy as np
 from torch import Tensor
 
 from moalign import device, manifest, video
-from moalign.bench import motion
+from moalign.bench import motion, physics
 from moalign.config import BenchPin
 from moalign.errors import Problem
-from moalign.manifest import Manifest, Sample, Score
+from moalign.manifest import Making, Manifest, Sample, Score
 from moalign.progress import track
 from moalign.teacher import raft
+from moalign.world import captions
 
 SHOWN = 20  # faults that a message lists one by one
 
 Rater = Callable[[Sample, np.ndarray], list[Score]]  # frames uint8 [F, H, W, 3]
 
 
-def motion_rater(pin: BenchPin) -> Rater:
+def motion_rater(pin: BenchPin, given: Manifest[Sample], made: Making[Score]) -> Rater:
     """Rater "motion", with the project's own flow network."""
     place = device.use(pin.machine)
     network = raft.load(pin.flow).to(place)
@@ -36,7 +38,42 @@ def motion_rater(pin: BenchPin) -> Rater:
     return lambda sample, frames: motion.rate(sample, frames, pair_flow, pin.flow.size)
 
 
-RATERS: dict[str, Callable[[BenchPin], Rater]] = {"motion": motion_rater}
+def physics_rater(pin: BenchPin, given: Manifest[Sample], made: Making[Score]) -> Rater:
+    """Rater "physics": each video against its own prompt and against the next one; what real clips get is noted."""
+    rules = physics.Rules.load(pin.bench.rules)
+    prompts = read_prompts(pin, given, rules)
+    others = dict(zip(prompts, [*list(prompts)[1:], *list(prompts)[:1]], strict=True))
+    made.notes["reference"] = rules.reference
+    made.count("nothing found", 0)
+
+    def rate(sample: Sample, frames: np.ndarray) -> list[Score]:
+        seen = physics.see(frames, rules)
+        made.count("nothing found", int(seen is None))
+        return physics.rate(sample, seen, prompts[sample.prompt_id], prompts[others[sample.prompt_id]], rules)
+
+    return rate
+
+
+def read_prompts(pin: BenchPin, given: Manifest[Sample], rules: physics.Rules) -> dict[int, captions.Attributes]:
+    """What each prompt names, in their order; Problem where the judge does not know one, or where there is but one."""
+    texts = {sample.prompt_id: sample.prompt for sample in given.rows}
+    prompts = {number: captions.named(texts[number]) for number in sorted(texts)}
+    faults = [
+        f"line {number + 1}: {texts[number]!r}: {fault}"
+        for number, prompt in prompts.items()
+        if (fault := physics.unknown(prompt, rules.bins))
+    ]
+    if len(prompts) < 2:
+        faults.append("a video is rated against another prompt too: two are needed")
+    if faults:
+        raise Problem(f"{pin.bench.prompts}: not for the rater 'physics'; reword, or leave it out:\n  {listed(faults)}")
+    return prompts
+
+
+RATERS: dict[str, Callable[[BenchPin, Manifest[Sample], Making[Score]], Rater]] = {
+    "motion": motion_rater,
+    "physics": physics_rater,
+}
 
 
 def run(config: str | Path, samples: str | Path, out: str | Path) -> None:
@@ -44,8 +81,9 @@ def run(config: str | Path, samples: str | Path, out: str | Path) -> None:
     pin = BenchPin.load(config)
     given = manifest.read(samples, Sample)
     refuse(faults_of(given, pin.bench.videos), given)
-    raters = {rater: RATERS[rater](pin) for rater in pin.bench.raters}
-    with manifest.making(out, Score, pin=config, inputs=[samples]) as made:
+    inputs = [samples, *filter(None, [pin.bench.rules])]
+    with manifest.making(out, Score, pin=config, inputs=inputs) as made:
+        raters = {rater: RATERS[rater](pin, given, made) for rater in pin.bench.raters}
         faults: list[str] = []
         without: dict[str, list] = {rater: [] for rater in raters}
         for sample in track(given.rows, f"rate {pin.run} s{pin.seed}"):
@@ -94,6 +132,10 @@ def name(sample: Sample) -> str:
 def refuse(faults: list[str], given: Manifest[Sample]) -> None:
     """Problem that lists the faults, if any."""
     if faults:
-        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        listed = "\n  ".join([*faults[:SHOWN], *more])
-        raise Problem(f"{given.path}: {len(faults)} faults, nothing rated; sample this run again:\n  {listed}")
+        raise Problem(f"{given.path}: {len(faults)} faults, nothing rated; sample this run again:\n  {listed(faults)}")
+
+
+def listed(faults: list[str]) -> str:
+    """Faults one to a line, not too many."""
+    more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    return "\n  ".join([*faults[:SHOWN], *more])

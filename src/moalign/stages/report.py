@@ -21,6 +21,8 @@ from markupsafe import Markup
 
 from moalign import clips, manifest, shards, video
 from moalign.bench import tables
+from moalign.bench.gate import Gate
+from moalign.bench.scores import Summary
 from moalign.bench.tables import Cell, Metric, Table
 from moalign.config import Params, ReportPin, make_grid
 from moalign.errors import Problem
@@ -175,13 +177,33 @@ def metrics(params: Params, found: Found, logs: dict[str, list[dict]], filled: l
         "teacher": {name: rounded_all(notes[name]) for name in FLOWS if notes.get(name)},
         "last": {name: rounded_all(last(log)) for name, log in logs.items()},
         "tables": {table.name: {name: numbers_of(cells) for name, cells in table.rows.items()} for table in filled},
+        "base gate": {f"{gate.bench} {gate.base}": rounded_all(gate.numbers()) for gate in gates(filled)},
+        "matched": {table.name: matched_numbers(table.matched) for table in filled if table.matched},
     }
+
+
+def gates(filled: list[Table]) -> list[Gate]:
+    """The gate of each base, once."""
+    return list({(table.gate.bench, table.gate.base): table.gate for table in filled if table.gate}.values())
+
+
+def matched_numbers(matched: tables.Matched) -> dict[str, Any]:
+    """Joint in each bin of motion and their mean, of every row."""
+    rows = {
+        run: {name: summary_numbers(it) for name, it in zip((*tables.BINS, "mean"), found, strict=True)}
+        for run, found in matched.rows.items()
+    }
+    return {"base": matched.base, "edges": [rounded(edge) for edge in matched.edges], "rows": rows}
 
 
 def numbers_of(cells: dict[str, Cell]) -> dict[str, dict[str, float | int | None]]:
     """Metric -> mean and n, of one row of a table."""
-    found = {metric: cell.summary for metric, cell in cells.items()}
-    return {of: {"mean": None if it.mean is None else rounded(it.mean), "n": it.n} for of, it in found.items()}
+    return {metric: summary_numbers(cell.summary) for metric, cell in cells.items()}
+
+
+def summary_numbers(found: Summary) -> dict[str, float | int | None]:
+    """Mean and n."""
+    return {"mean": None if found.mean is None else rounded(found.mean), "n": found.n}
 
 
 def rounded(value: float) -> float:
@@ -189,9 +211,15 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def rounded_all(values: dict[str, float]) -> dict[str, float]:
-    """`rounded`, number by number."""
-    return {name: rounded(value) for name, value in values.items()}
+def rounded_all(values: dict[str, Any]) -> dict[str, Any]:
+    """`rounded`, number by number; None where one is not finite, an interval's end say."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found[name] = rounded_all(value)
+        else:
+            found[name] = value if isinstance(value, bool) else rounded(value) if np.isfinite(value) else None
+    return found
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -211,6 +239,7 @@ def page(results: Path, params: Params, found: Found, logs: dict[str, list[dict]
         notice=tables.meaningless(params) if params.scale == "smoke" else None,
         figures=key_figures(params, found),
         benches=[video_wall(results, params, bench) for bench in dict.fromkeys(table.bench for table in filled)],
+        gates=[gate.text() for gate in gates(filled)],
         tables=[table_view(table, params) for table in filled],
         pins={f"{table.bench} {run}": pin for table in filled for run, pin in table.pins.items()},
         rules=[(tables.metric_of(metric).label, rule) for metric, rule in rules.items()],
@@ -286,6 +315,8 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
         "videos": table.videos,
         "metrics": list(shown.values()),
         "missing": tables.missing_lines(table),
+        "remark": tables.gate_remark(table, params),
+        "matched": matched_view(table, params),
         "rows": [
             {
                 "run": run,
@@ -293,8 +324,20 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
                 "n": min((cell.summary.n for cell in cells.values()), default=0),
                 "cells": [cell_view(shown[name], cell, spans[name]) for name, cell in cells.items()],
             }
-            for run, cells in table.rows.items()
+            for run, cells in tables.rows_shown(table, params).items()
         ],
+    }
+
+
+def matched_view(table: Table, params: Params) -> dict[str, Any] | None:
+    """Joint at matched motion, as texts."""
+    if table.matched is None:
+        return None
+    rows = {run: table.matched.rows[run] for run in tables.rows_shown(table, params)}
+    return {
+        "text": tables.matched_text(table.matched),
+        "bins": [*tables.BINS, "mean of the three"],
+        "rows": [(run, [tables.matched_cell(cell) for cell in found]) for run, found in rows.items()],
     }
 
 
