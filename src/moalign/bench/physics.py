@@ -502,7 +502,10 @@ def collides(seen: Seen, named: list[Track]) -> bool:
     frame = int(np.nanargmin(gap)) if np.isfinite(gap).any() else 0
     came = gap[0] - gap[frame] >= 4 and frame >= 1
     near = seen.meets(one)[other.colour].any()
-    before, after = np.nanmean(other.steps[: max(1, frame - 1)], axis=0), np.nanmean(other.steps[frame:], axis=0)
+    # only just after it: the other may come back from a wall
+    before, after = (
+        np.nanmean(steps, axis=0) for steps in (other.steps[: max(1, frame - 1)], other.steps[frame : frame + 3])
+    )
     return bool(came and near and np.linalg.norm(after - before) > 0.5)
 
 
