@@ -229,16 +229,14 @@ def folders(site: Site) -> Iterator[Finding]:
                 os.fsync(probe.fileno())
                 fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            cure = (
-                f"make {name} a link to a folder that can be written and has file locks (of Lustre: mounted with flock)"
-            )
+            cure = "clone where there is room, the right to write and file locks (of Lustre: mounted with flock)"
             yield False, f"{name}: {kind}: {error.strerror}", cure
             continue
         alone = not site.slurm or shutil.which("sinfo") is None or others() == 0
         where = (
             "this machine alone uses it" if alone else "nodes see it" if SHARED.search(kind) else "a disk of this node"
         )
-        cure = f"clone onto a file system that all nodes share, or make {name} a link to one"
+        cure = "clone onto a file system that all nodes share; `work` may be a link to another"
         yield alone or bool(SHARED.search(kind)), f"{name}: {kind}, can be written and locked; {where}", cure
 
 
@@ -273,7 +271,7 @@ def space(site: Site) -> Iterator[Finding]:
     need = sum(needs.values())
     largest = ", ".join(f"{name} {size(needs[name])}" for name in sorted(needs, key=needs.get, reverse=True)[:4])
     found = f"about {size(need)} ({largest}), {size(there)} of them there; {size(free)} free"
-    cure = "make results and work links to where there is room, or set fewer runs, backbones or clips"
+    cure = "clone where there is room (`work` may be a link to elsewhere), or set fewer runs, backbones or clips"
     yield free >= need - there, found, cure
 
 
