@@ -3,7 +3,7 @@ BIN := $(CURDIR)/.venv/bin
 UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help run env test test-faults bench-loss bench-data lint format schema revisions lock restore clean
+.PHONY: help run env test test-faults bench-loss bench-data bench-scale lint format schema revisions lock restore record slurm-up slurm-down clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ bench-loss: env  ## time and memory of Eq. 8, one pass against the matrices as w
 bench-data: env  ## CPU time to read a clip in each way, and the first batch after a resume
 	OMP_NUM_THREADS=1 python tests/bench_data.py
 
+bench-scale: env  ## the paper's number of clips: the dry-run of all jobs, the choice from 366,000 annotations
+	OMP_NUM_THREADS=1 python tests/bench_scale.py
+
 lint: env  ## ruff, snakefmt and snakemake's own linter
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint
 
@@ -51,6 +54,15 @@ lock: env  ## requirements.lock from pyproject.toml
 
 restore: env  ## after `git checkout` and `dvc pull`: tell Snakemake that what lies there is current
 	snakemake --profile local --touch --forceall all
+
+record: env  ## after a run of Snakemake: tell DVC what lies there, only of stages that are current
+	python workflow/record.py
+
+slurm-up: env  ## a SLURM of one node on this machine, for the tests (root, Debian); docs/cluster.md
+	python tests/slurm/cluster.py up
+
+slurm-down: env  ## stop it and remove it
+	python tests/slurm/cluster.py down
 
 clean:  ## remove results, checkpoints and caches, not .venv
 	git clean -fdXq -- results work wandb .snakemake .pytest_cache .ruff_cache .hypothesis
