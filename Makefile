@@ -3,7 +3,7 @@ BIN := $(CURDIR)/.venv/bin
 UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help run env test test-faults bench-loss bench-data bench-scale lint format schema revisions lock restore record slurm-up slurm-down clean
+.PHONY: help run env test test-faults bench-loss bench-data bench-overhead bench-scale lint format schema revisions lock restore record slurm-up slurm-down clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ bench-loss: env  ## time and memory of Eq. 8, one pass against the matrices as w
 
 bench-data: env  ## CPU time to read a clip in each way, and the first batch after a resume
 	OMP_NUM_THREADS=1 python tests/bench_data.py
+
+bench-overhead: env  ## what alignment adds to a step of fine-tuning, beside a teacher inside the step
+	OMP_NUM_THREADS=1 python tests/bench_overhead.py
 
 bench-scale: env  ## the paper's number of clips: the dry-run of all jobs, the choice from 366,000 annotations
 	OMP_NUM_THREADS=1 python tests/bench_scale.py

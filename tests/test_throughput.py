@@ -36,7 +36,7 @@ def test_recomputation_at_the_papers_size():
     tokens, D = 13 * 30 * 45 + 226, 1920
     layer = tokens * 12 * D**2 + 2 * tokens**2 * D  # multiply-adds of a block: q, k, v, out and 4 D wide MLP; scores
     assert model == pytest.approx(3 * 10 * 2 * layer, rel=0.01)
-    assert none - model == pytest.approx(10 * 2 * tokens**2 * D, rel=0.01), "the scores again, on the way back"
+    assert none - model == pytest.approx(10 * 2 * tokens**2 * D, rel=0.02), "the scores again, on the way back"
 
 
 @pytest.mark.parametrize("checkpointing", throughput.CHECKPOINTING)

@@ -10,7 +10,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -166,7 +166,7 @@ def timed(
     backbone = hollow(pin.backbone, config.make_grid(pin.backbone, pin.encoder), where)
     backbone.checkpoint(checkpointing)
     students = {"aligned": student(backbone, pin, width, where), "plain": student(backbone, plain(pin), width, where)}
-    stepper = Stepper(students["aligned"], pin, accelerator)
+    stepper = Stepper(students.values(), pin, accelerator)
     turns = [name for _ in range(WARM + steps) for name in students]
     read = loop.Reader(collate, where)
     batches = loop.ahead(wanted(turns, clips, micro), read, read.ahead)
@@ -198,9 +198,10 @@ def wanted(turns: list[str], clips: dict[str, LatentClips], micro: int) -> Itera
 class Stepper:
     """An update of the weights as the loop does it, over one micro-batch."""
 
-    def __init__(self, largest: Student, pin: config.AlignPin, accelerator: Accelerator):
-        """`largest` has all weights that any student has; those that a step does not use keep still."""
-        self.weights, self.clip, self.accelerator = list(largest.parameters()), pin.align.clip, accelerator
+    def __init__(self, students: Iterable[Student], pin: config.AlignPin, accelerator: Accelerator):
+        """`students` share a transformer; weights that a step does not use keep still."""
+        weights = dict.fromkeys(weight for student in students for weight in student.parameters())
+        self.weights, self.clip, self.accelerator = list(weights), pin.align.clip, accelerator
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-6, fused=accelerator.device.type == "cuda")
 
     def step(self, student: Student, batch: Batch) -> None:
