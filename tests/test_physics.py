@@ -187,7 +187,7 @@ def test_ugly_videos_get_a_verdict(name, frames):
 
 @pytest.fixture(scope="module")
 def judged():
-    return stage.examine(RULES, stage.chosen(stage.CHECKED, 42), 42)
+    return stage.examine(RULES, stage.chosen(stage.CHECKED, 36), 36)
 
 
 def test_true_clips_rank_above_their_twins(judged):
@@ -215,7 +215,7 @@ def test_the_page_of_the_check_tells_what_it_found(judged):
     assert RULES.made_by in text
     for kind in stage.MUST:
         assert f"{judged.auc(kind):.3f}" in text
-    judged.verdicts["static"].SA[:] = [5] * 42
+    judged.verdicts["static"].SA[:] = [5] * 36
     assert "Joint of static clips is" in stage.page(judged, RULES, "", "")
 
 
@@ -304,7 +304,7 @@ def test_the_gate(own, physical, passed):
     assert gate.passed == passed
     assert gate.apart.mean == pytest.approx(np.mean(own) - np.mean(other))
     assert gate.apart.low <= gate.apart.mean <= gate.apart.high
-    assert f"base gate: {'passed' if passed else 'not passed'} (cog-base" in gate.text()
+    assert f"Base gate: {'passed' if passed else 'not passed'} (cog-base" in gate.text()
     assert gate.numbers()["passed"] is passed
 
 

@@ -36,7 +36,7 @@ class Gate:
         """One line with its figures."""
         kinds = ", ".join(f"{self.reference[kind]:.2f} of {kind} clips" for kind in ("shuffled", "real", "static"))
         return (
-            f"base gate: {'passed' if self.passed else 'not passed'} ({self.base} on {self.bench}: SA {self.SA:.2f},"
+            f"Base gate: {'passed' if self.passed else 'not passed'} ({self.base} on {self.bench}: SA {self.SA:.2f},"
             f" with another prompt {self.SA_other:.2f}, difference {self.apart.mean:+.2f}"
             f" [{self.apart.low:+.2f}, {self.apart.high:+.2f}]; PC {self.PC:.2f}, beside {kinds})"
         )

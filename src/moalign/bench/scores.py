@@ -108,7 +108,11 @@ def flat(values: Sequence[float], prompts: Sequence[int]) -> Summary:
     """Mean and 95 % interval of values, trainings put together; none of no values."""
     if not values:
         return Summary(None, None, None, 0, ())
-    return Summary(float(np.mean(values)), *statistics.bootstrap(np.array(values), prompts), len(values), ())
+    if set(values) <= {0.0, 1.0} and len(set(prompts)) == len(prompts):
+        interval = statistics.wilson(int(sum(values)), len(values))  # independent passes
+    else:
+        interval = statistics.bootstrap(np.array(values), prompts)
+    return Summary(float(np.mean(values)), *interval, len(values), ())
 
 
 def difference(
