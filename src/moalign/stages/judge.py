@@ -245,6 +245,7 @@ def centre_errors(seen: judge.Seen, simulation: Simulation) -> list[float]:
 
 def page(judged: Checked, rules: Rules, command: str, picture: str) -> str:
     """docs/judge.md."""
+    far = np.percentile(judged.off, 99)
     lines = [
         "# The judge, judged",
         "",
@@ -286,7 +287,7 @@ def page(judged: Checked, rules: Rules, command: str, picture: str) -> str:
         "| --- | --- | --- |",
         *(f"| {kind} | {len(rows)} | {np.mean(rows):.3f} |" for kind, rows in sorted(judged.held.items())),
         "",
-        f"Centres are off by {np.mean(judged.off):.3f} px on average, {np.percentile(judged.off, 99):.2f} px at the 99th",
+        f"Centres are off by {np.mean(judged.off):.3f} px on average, {far:.2f} px at the 99th",
         f"percentile; {OFF} px are allowed on average. Of each law 99 % of real clips stay below the threshold:",
         "",
         "| law | threshold | measured |",
