@@ -31,6 +31,7 @@ from moalign.train import checkpoint, distributed, journal, loop
 
 ROOT = Path(__file__).parents[1]
 TOY = Path(train_toy.__file__)
+PATIENCE = 300  # seconds for processes that share two cores with others
 RESUMED = {"dropout": 0.3}  # draws from torch's global generator, so that its state matters
 
 
@@ -65,7 +66,7 @@ def finished(processes: dict[str, tuple[subprocess.Popen, Path]], name: str) -> 
     """The work folder and the output of a process, once it is through."""
     process, work = processes[name]
     if process.returncode is None:
-        (work / "output").write_text(process.communicate(timeout=120)[0])
+        (work / "output").write_text(process.communicate(timeout=PATIENCE)[0])
     output = (work / "output").read_text()
     assert process.returncode == 0, output
     return work, output
@@ -305,7 +306,7 @@ def test_a_second_process_waits_until_the_first_has_ended(tmp_path):
         waiting = next(line for line in lines if "waiting until it ends" in line)
         assert f"process {os.getpid()} on" in waiting
         assert not checkpoint.listed(place)
-    output, _ = successor.communicate(timeout=120)
+    output, _ = successor.communicate(timeout=PATIENCE)
     assert successor.returncode == 0, output
     assert checkpoint.listed(place)
 
@@ -697,7 +698,9 @@ def test_a_transformer_sharded_over_two_ranks_is_the_one_of_one_process(world, t
     given |= {"config": pin, "work": tmp_path / "work", "out": out}
     flags = [text for name, path in given.items() for text in (f"--{name}", str(path))]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, "-m", "moalign", "align", *flags], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "-m", "moalign", "align", *flags], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert "weights sharded" in done.stderr
     whole = tuned.folders["cog-moalign"]
@@ -891,11 +894,11 @@ def test_a_training_goes_on_with_other_ranks_and_another_sharding(processes, eig
 
 def test_two_nodes_of_which_one_is_lost_end_as_if_nothing_had_been(nodes, processes):
     agents, work = nodes
-    outputs = [agent.communicate(timeout=120)[0] for agent in agents]
+    outputs = [agent.communicate(timeout=PATIENCE)[0] for agent in agents]
     assert agents[1].returncode == -signal.SIGKILL, outputs[1]
     assert agents[0].returncode > 0, outputs[0]
     assert checkpoint.read(checkpoint.listed(work / "whole")[-1]).step == 6
     for agent in start_nodes(work):
-        output, _ = agent.communicate(timeout=120)
+        output, _ = agent.communicate(timeout=PATIENCE)
         assert agent.returncode == 0, output
     assert_equals(work / "whole", finished(processes, "ranks")[0] / "whole")

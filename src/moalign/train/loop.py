@@ -207,7 +207,9 @@ class Training:
         first, last = self.state.step, self.settings.steps
         clips = f"{len(self.data.train)} training clips, {len(self.data.heldout)} held out"
         split = f"{self.micro} x {self.accumulation} x {self.accelerator.num_processes}"
-        how = "micro-batch, accumulation, ranks" + ("; weights sharded" if self.sharded else "")
+        how = "micro-batch, accumulation, ranks"
+        if self.settings.sharding == "full":
+            how += "; weights sharded" if self.sharded else "; one rank, so nothing is sharded"
         self.say(f"{self.plan.key}: {clips}; {self.settings.batch} a step = {split} ({how})")
         if self.state.last is None and self.validate(log):
             self.save(log)
