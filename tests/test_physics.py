@@ -229,6 +229,8 @@ def test_rules_are_a_function_of_clips_and_seed(tmp_path):
     assert a.pop("made_by") == f"moalign judge rules --clips 24 --seed 5 --out {tmp_path / 'a'}"
     assert b.pop("made_by") and a == b
     assert a["palette"].keys() == set(render.PALETTE) and a["reference"]["shuffled"] < a["reference"]["real"]
+    for mean in a["reference"].values():  # of all 24 clips, whatever could be read of them
+        assert 24 * mean == pytest.approx(round(24 * mean), abs=0.01)
 
 
 def test_the_stored_rules_come_from_clips_of_their_own():

@@ -30,7 +30,6 @@ CHECKED = 2000029  # collection of the clips that `check` asks about; no scale u
 PERCENTILE = 99
 CORE = 0.7  # of an object's radius: what is farther out may be its rim, or be mixed with what is behind it
 CONTROLS = ("static", "shuffled")
-CONTROLLED = 600  # clips that suffice for the controls' mean PC
 MUST = {"teleport": 0.95, "vanish": 0.95, "jitter": 0.95, "pass": 0.95, "float": 0.95, "drift": 0.85}  # least AUC
 JOINT = 0.05  # most of a control's
 OFF = 0.2  # px, most of the mean error of a centre
@@ -79,14 +78,14 @@ def rules(clips: int, seed: int, out: str) -> None:
 
     broken: dict[str, list[dict[str, float]]] = {"real": [], **{kind: [] for kind in CONTROLS}}
     readings = defaultdict(lambda: defaultdict(list))
-    for number, ((attributes, clip), film) in enumerate(track(list(zip(what, films, strict=True)), "measure")):
+    for (attributes, clip), film in track(list(zip(what, films, strict=True)), "measure"):
         frames = frames_of(film)
         seen = judge.watch(frames, palette)
         broken["real"].append(judge.laws(seen))
         for rows in judge.look_for(seen, attributes).readings.values():
             for name, value, number in rows:
                 readings[name][value].append(number)
-        for kind in CONTROLS if number < CONTROLLED else ():
+        for kind in CONTROLS:
             broken[kind].append(judge.laws(judge.watch(control(kind, frames, clip), palette)))
     thresholds = {law: threshold(law, [row[law] for row in broken["real"]]) for law in judge.LAWS}
     made = Rules(
