@@ -66,9 +66,10 @@ class Chain:
             (self.work / name).write_text(str(value))
 
     def edit(self, **resources: object) -> None:
-        """The profile with other resources for the training, and a cap on its hours."""
-        (self.folder / "slurm").unlink(missing_ok=True)
-        (self.folder / "slurm").mkdir(exist_ok=True)
+        """The profile, with other resources for the training."""
+        if (self.folder / "slurm").is_symlink():
+            (self.folder / "slurm").unlink()
+            (self.folder / "slurm").mkdir()
         rows = {**PROFILE["set-resources"], "align_run": {**PROFILE["set-resources"]["align_run"], **resources}}
         (self.folder / "slurm/config.yaml").write_text(yaml.safe_dump({**PROFILE, "set-resources": rows}))
 
