@@ -1,6 +1,9 @@
 # MoAlign, from videos to tables: `snakemake --profile local all`, or `snakemake --profile slurm all`.
 
 
+container: "envs/moalign.sif"  # used with `--sdm apptainer` alone; made from envs/moalign.def
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/pins.smk"
 include: "workflow/rules/data.smk"

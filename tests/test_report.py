@@ -15,7 +15,7 @@ import torch
 from moalign import config, manifest, shards, video
 from moalign.bench import tables
 from moalign.errors import Problem
-from moalign.manifest import Choice, Clip, Flow, Latent, Sample, Score, Target, Weights
+from moalign.manifest import Choice, Clip, Drawn, Flow, Latent, Sample, Score, Target, Weights
 from moalign.report import pictures, plots
 from moalign.stages import report
 from moalign.teacher import raft
@@ -100,6 +100,8 @@ class Making:
                         )
                         made.count("clips")
                 self.derived(kind, shard, made.rows)
+        with manifest.making(self.results / "drawn/manifest.jsonl", Drawn, pin=self.pin("draw")) as made:
+            made.counts |= {"drawn": 7, "clips": 8}
 
     def derived(self, kind, shard, rows):
         """Flow, latents and targets of one shard."""
@@ -301,7 +303,7 @@ def test_the_page_shows_what_each_stage_counted(text):
         assert words in flat, words
     assert "first frame of cog-base, repeated" in flat
     assert "soft TRD to motion M, λ 0.5, τ 10, block 4" in flat
-    for stage in ("subset", "synth", "flow", "encode", "teacher", "align", "sample", "bench"):
+    for stage in ("subset", "synth", "flow", "draw", "encode", "teacher", "align", "sample", "bench"):
         assert f"> {stage} <".replace(" ", "") in text
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import same_metrics
 import yaml
 
 from moalign import config
@@ -293,3 +295,23 @@ def test_a_partition_that_slurm_refuses_is_said_in_its_words_and_cured_in_the_pr
     assert not chain.starts()
     chain.edit()
     assert chain.finish() == expected
+
+
+@pytest.mark.faults
+def test_the_smoke_chain_ends_with_the_metrics_in_git(slurm, tmp_path):
+    """`snakemake --profile slurm all`, every rule, as docs/cluster.md has it; two cores at a time."""
+    shutil.copy(TOP / "params.yaml", tmp_path)
+    for name in ("scales", "resources", "slurm"):
+        (tmp_path / name).symlink_to(TOP / name)
+    subprocess.run(["scontrol", "update", "PartitionName=cpu", "MaxCPUsPerNode=2"], check=True)
+    command = [sys.executable, "-m", "snakemake", "-s", TOP / "Snakefile", "--profile", "slurm"]
+    command += ["--config", "scale=smoke", "--set-resources", "align_run:runtime=60", "--", "all"]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "WANDB_MODE": "disabled"}
+    with open(tmp_path / "output.log", "w") as log:
+        ended = subprocess.run(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+    subprocess.run(["scontrol", "update", "PartitionName=cpu", "MaxCPUsPerNode=UNLIMITED"], check=True)
+    said = (tmp_path / "output.log").read_text()
+    assert ended.returncode == 0, said[-3000:]
+    assert len(re.findall(r"submitted with SLURM jobid|Submitted array job", said)) > 20
+    found, expected = (json.loads((top / "results/smoke/metrics.json").read_text()) for top in (tmp_path, TOP))
+    assert same_metrics.differences(expected, found) == []

@@ -68,6 +68,7 @@ rule report:
         selection=f"{RESULTS}/clips/selection.jsonl",
         clips=per_shard("clips"),
         flow=per_shard("flow"),
+        drawn=f"{RESULTS}/drawn/manifest.jsonl",
         latents=rules.encode.input,
         targets=rules.targets.input,
         teacher=rules.teacher.output,

@@ -21,7 +21,7 @@ rule teacher:
         launch=launch(),
         work=f"work/{PARAMS.scale}/teacher",
     shell:
-        "{params.launch} teacher --config {input.config} --clips {input.clips} --flow {input.flow}"
+        "exec {params.launch} teacher --config {input.config} --clips {input.clips} --flow {input.flow}"
         " --work {params.work} --out {output} > {log} 2>&1"
 
 
@@ -81,7 +81,7 @@ rule align_run:
         work="work/{scale}/{run}-s{seed}",
         targets=lambda wildcards, input: (["--targets", *input.targets] if input.targets else []),
     shell:
-        "{params.launch} align --config {input.config} --clips {input.clips} --latents {input.latents} {params.targets}"
+        "exec {params.launch} align --config {input.config} --clips {input.clips} --latents {input.latents} {params.targets}"
         " --work {params.work} --out {output} > {log} 2>&1"
 
 

@@ -36,6 +36,7 @@ TEXT_TOKENS = 32
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 SUMS = "SHA256SUMS"
+CARD = ("README.md", "card.json", "loss.png", "samples.png", SUMS)  # what is no part of the model
 TEXT = {
     "vocab_size": 768,
     "d_model": TEXT_WIDTH,
@@ -71,9 +72,9 @@ def pipeline(family: str, seed: int = 0, texts: Sequence[str] = ()) -> Diffusion
 
 
 def write_sums(folder: str | Path) -> None:
-    """SHA256SUMS of every file below `folder`, as `sha256sum -c` reads it from there."""
+    """SHA256SUMS of every file of the model in `folder`, as `sha256sum -c` reads it from there."""
     folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in CARD)
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     write_text(folder / SUMS, "".join(lines))
 

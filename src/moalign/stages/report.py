@@ -26,7 +26,7 @@ from moalign.bench.scores import Summary
 from moalign.bench.tables import Cell, Metric, Table
 from moalign.config import Params, ReportPin, make_grid
 from moalign.errors import Problem
-from moalign.manifest import Choice, Clip, Flow, Header, Latent, Manifest, Sample, Score, Target, Weights
+from moalign.manifest import Choice, Clip, Drawn, Flow, Header, Latent, Manifest, Sample, Score, Target, Weights
 from moalign.progress import say
 from moalign.report import pictures, plots
 from moalign.report.plots import Curve
@@ -76,6 +76,7 @@ def expected(params: Params) -> dict[str, list[tuple[str, type]]]:
         "subset": [("clips/selection.jsonl", Choice), *sharded("clips", Clip, ["real"])],
         "synth": sharded("clips", Clip, ["synth"]),
         "flow": sharded("flow", Flow),
+        "draw": [("drawn/manifest.jsonl", Drawn)],
         "encode": [item for name in backbones for item in sharded(f"latents/{name}", Latent, params.align.train_on)],
         "teacher": [(TEACHER, Weights)],
         "targets": [
@@ -375,12 +376,14 @@ def cell_view(metric: Metric, cell: Cell, limits: tuple[float, float]) -> dict[s
 def data_view(found: Found) -> dict[str, Any]:
     """Where the clips come from, and why others were left out."""
     counts, prefix = counts_of(found.headers["subset"]), "rejected: "
+    draw = counts_of(found.headers["draw"])
     reasons = {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
     sources = sorted({source for source, _ in found.clips})
     return {
         "sources": [(source, found.clips[source, "train"], found.clips[source, "heldout"]) for source in sources],
         "annotated": counts.get("rows"),
         "reasons": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+        "drawn": (draw["drawn"], draw["clips"]),
         "encoded": found.rows["encode"],
     }
 
