@@ -3,9 +3,9 @@
 
 
 rule miniature_model:
-    """Train one of them; a killed training goes on where it was."""
+    """Train one of them, a killed training goes on where it was; then measure it, and write its card."""
     output:
-        "work/{scale}/miniature/models/{model}/SHA256SUMS",
+        "work/{scale}/miniature/models/{model}/README.md",
     log:
         "work/{scale}/miniature/{model}.log",
     wildcard_constraints:
@@ -20,13 +20,14 @@ rule miniature_model:
         work="work/{scale}/miniature/{model}",
         out=subpath(output[0], parent=True),
     shell:
-        "moalign miniature --config {params.config} --work {params.work} --out {params.out} > {log} 2>&1"
+        "{{ moalign miniature --config {params.config} --work {params.work} --out {params.out}"
+        " && moalign card --config {params.config} --model {params.out}; }} > {log} 2>&1"
 
 
 rule miniature_models:
     """All of them, copied to where they are used."""
     input:
-        [f"work/{PARAMS.scale}/miniature/models/{model}/SHA256SUMS" for model in MINIATURE],
+        [f"work/{PARAMS.scale}/miniature/models/{model}/README.md" for model in MINIATURE],
     log:
         f"work/{PARAMS.scale}/miniature/copy.log",
     conda:

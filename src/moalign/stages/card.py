@@ -287,20 +287,26 @@ def text(card: dict) -> str:
         f"## What it can do, on {CLIPS} clips that it has not seen",
         "",
         *tables(card["quality"]),
+        "",
+        "What else was tried: [docs/log.md](../../../docs/log.md). Hashes of the files: [SHA256SUMS](SHA256SUMS).",
     ]
     if "prompts" in card:
-        lines += ["", f"The first {SHOWN} samples, not chosen; left column first:", "", "![Samples](samples.png)", ""]
+        lines += ["", "## Samples", "", f"The first {SHOWN}, not chosen, left column first:", ""]
+        lines += ["![Samples](samples.png)", ""]
         lines += [f"{number}. {prompt}" for number, prompt in enumerate(card["prompts"], 1)]
     return "\n".join(lines) + "\n"
 
 
 ROLES = {
     "cogvideox": "Stands for CogVideoX-2B in the miniature: stock diffusers classes, v-prediction, zero terminal SNR.\n"
-    "Most of the clips that it learnt from have wrong physics, so that there is something to put right.",
-    "wan": "Stands for Wan2.1 in the miniature, as the writer of synthetic clips and as the second backbone.",
+    "Most of the clips that it learnt from have wrong physics, so that there is something to put right.\n"
+    "SA, PC and Joint are the judge's ([docs/judge.md](../../../docs/judge.md)).",
+    "wan": "Stands for Wan2.1 in the miniature, as the writer of synthetic clips and as the second backbone.\n"
+    "SA, PC and Joint are the judge's ([docs/judge.md](../../../docs/judge.md)).",
     "videomae": "Stands for VideoMAEv2-B in the miniature; the checkpoint has its key names.",
     "raft": "Stands for RAFT-large in the miniature: torchvision's raft_small. Errors below are in pixels\n"
-    "of 128 x 128 frames, mean length of the difference.",
+    "of 128 x 128 frames, mean length of the difference, beside OpenCV's DIS and zero flow. Moving is where the true\n"
+    "flow is longer than half a pixel; shifted pictures are real ones that move as a whole.",
 }
 
 
@@ -317,7 +323,7 @@ def tables(quality: dict) -> list[str]:
     for name, cells in rows.items():
         if list(cells) != heads:
             heads = list(cells)
-            lines += ["", "| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+            lines += [*([""] if lines else []), "| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
         lines.append(f"| {name} | " + " | ".join(str(value) for value in cells.values()) + " |")
     return lines
 
