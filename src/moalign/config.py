@@ -843,7 +843,7 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
         return TargetsPin(**made, target=names["target"], **own)
     if stage == "miniature":
         own = {"pretraining": params.pretraining, "encoder": params.encoder, "flow": params.flow}
-        return MiniaturePin(**made, model=names["model"], backbones=bare, **own)
+        return MiniaturePin(**made, model=names["model"], backbones=params.backbones, **own)
     run = params.runs[names["run"]]
     made |= {"run": names["run"], "seed": int(names["seed"])}
     if stage == "align":

@@ -12,7 +12,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from moalign import backbones, device, manifest
 from moalign.bench import physics as judge
@@ -28,6 +28,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 CLIPS = 64  # held out, for every figure
+LEARNT = 256  # more of them, that the reader of flow from tokens learns from
+READS = 3000  # its steps
 SHOWN = 16  # samples in the picture
 COLUMNS = 2
 EVERY = 4  # frames shown of a sample
@@ -56,10 +58,11 @@ def run(config: str, model: str, rules: str = "resources/judge.json") -> None:
 
 
 def held_out(pin: MiniaturePin) -> miniature.World:
-    """Right clips of a collection that no training has."""
+    """Right clips of a collection that no training has; more of them for the encoder, whose reader must learn."""
+    clips = CLIPS + (LEARNT if pin.model == "videomae" else 0)
     row = pin.pretraining.model_copy(update={"collection": pin.pretraining.collection + 1, "wrong": 0.0})
-    frames = [miniature.draw_clip(row, index) for index in range(CLIPS)]
-    chosen = [physics.choose(row.collection, index) for index in range(CLIPS)]
+    frames = [miniature.draw_clip(row, index) for index in range(clips)]
+    chosen = [physics.choose(row.collection, index) for index in range(clips)]
     texts = [captions.caption(physics.attributes(*clip), clip[1]) for clip in chosen]
     return miniature.World(row, torch.from_numpy(np.stack(frames)), texts)
 
@@ -143,21 +146,27 @@ def shift(picture: Tensor, size: tuple[int, int], way: tuple[float, float]) -> m
 
 @torch.no_grad()
 def encoder_quality(pin: MiniaturePin, folder: Path, world: miniature.World, where: torch.device) -> dict:
-    """How well a linear read-out of the tokens tells where things move and how fast, beside a random encoder's.
-
-    Ridge regression, half of the clips against the other half: share of the variance explained, of the flow of a token.
-    """
+    """How well a small network reads a token's flow from that token, beside a random encoder's tokens."""
     path = folder / Path(pin.encoder.weights).name
     trained = videomae.load(pin.encoder.model_copy(update={"weights": str(path)}))
     torch.manual_seed(pin.pretraining.seed)
     random = videomae.VideoMAE(pin.encoder).eval()
-    truth = torch.stack([token_flow(world, index, pin) for index in range(CLIPS)])  # [N, Fm, Hm, Wm, 2]
-    frames = miniature.pixels(world.frames, where)[:, :, 1:]
-    return {
-        f"flow read from {name} tokens, R2": read_out(torch.cat([tokens(x) for x in frames.split(8)]).cpu(), truth)
-        for name, encoder in (("trained", trained), ("random", random))
-        for tokens in [encoder.to(where)]
-    }
+    truth = torch.stack([token_flow(world, index, pin) for index in range(len(world.frames))])  # [N, Fm, Hm, Wm, 2]
+    rest = truth[:CLIPS]
+    found = {"zero flow": flow_errors(torch.zeros_like(rest), rest)}
+    for name, encoder in (("trained", trained), ("random", random)):
+        batches = (miniature.pixels(part, where)[:, :, 1:] for part in world.frames.split(8))
+        tokens = torch.cat([encoder.to(where)(batch).cpu() for batch in batches])
+        found[f"flow read from {name} tokens"] = flow_errors(read_out(tokens, truth), rest)
+    return found
+
+
+def flow_errors(found: Tensor, truth: Tensor) -> dict[str, float]:
+    """R2, and the end-point error in px where it moves. [..., 2] each."""
+    away = found - truth
+    moving = truth.norm(dim=-1) > 0.5
+    r2 = 1 - away.square().sum() / (truth - truth.flatten(0, -2).mean(0)).square().sum()
+    return {"R2": rounded(r2), "error where it moves, px": rounded(away.norm(dim=-1)[moving].mean())}
 
 
 def token_flow(world: miniature.World, index: int, pin: MiniaturePin) -> Tensor:
@@ -169,17 +178,26 @@ def token_flow(world: miniature.World, index: int, pin: MiniaturePin) -> Tensor:
     return pooled.permute(1, 2, 3, 0)
 
 
-def read_out(tokens: Tensor, truth: Tensor, ridge: float = 1.0) -> float:
-    """R2 on the second half of the clips of a ridge regression on the first."""
-    half = len(tokens) // 2
-    X, Y = (part.reshape(len(part), -1, part.shape[-1]).double() for part in (tokens.flatten(1, -2), truth))
-    mean, std = X[:half].mean((0, 1)), X[:half].std((0, 1)) + 1e-6
-    X = torch.cat([(X - mean) / std, torch.ones(*X.shape[:2], 1, dtype=X.dtype)], -1)
-    A, B = X[:half].flatten(0, 1), Y[:half].flatten(0, 1)
-    W = torch.linalg.solve(A.T @ A + ridge * torch.eye(A.shape[1], dtype=A.dtype), A.T @ B)
-    rest = Y[half:].flatten(0, 1)
-    missed = (X[half:].flatten(0, 1) @ W - rest).square().sum()
-    return rounded(1 - missed / (rest - rest.mean(0)).square().sum())
+def read_out(tokens: Tensor, truth: Tensor) -> Tensor:
+    """Flow [CLIPS, ..., 2] of the first clips, as a network of two hidden layers that learnt from the others reads it.
+
+    One token at a time: what its neighbours know is hidden from it. tokens [N, ..., D]; truth [N, ..., 2].
+    """
+    X = (tokens - tokens[CLIPS:].flatten(0, -2).mean(0)) / (tokens[CLIPS:].flatten(0, -2).std(0) + 1e-6)
+    A, B = X[CLIPS:].flatten(0, -2), truth[CLIPS:].flatten(0, -2)
+    rng = Generator().manual_seed(0)
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        reader = nn.Sequential(nn.Linear(X.shape[-1], 256), nn.SiLU(), nn.Linear(256, 64), nn.SiLU(), nn.Linear(64, 2))
+        optimiser = torch.optim.AdamW(reader.parameters(), weight_decay=0.01)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=READS)
+        for _ in track(range(READS), "reader"):
+            some = torch.randint(len(A), (1024,), generator=rng)
+            optimiser.zero_grad()
+            (reader(A[some]) - B[some]).abs().mean().backward()
+            optimiser.step()
+            rate.step()
+    return reader(X[:CLIPS])
 
 
 # --- the video models ----------------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ from moalign.world.moved import moved
 SAVE_SECONDS = 60.0  # between checkpoints
 EVERY = 15  # of the real footage's frames one is used
 RAFT_UPDATES = 5
-DECODER = 96  # width of the masked autoencoder's decoder
 MOVED = 24  # of 255: how much a pixel changes from frame to frame where something moves
 COLOURED = 0.1  # of the VAE's pieces: optical flow as a picture, which VideoJAM has it encode
 
@@ -304,36 +303,27 @@ def denoising_loss(backbone: TextToVideo, drawn: Noised, prompts: list[str]) -> 
 
 
 class MaskedAutoencoder(nn.Module):
-    """The encoder on what is shown; behind it a small decoder, thrown away later, that paints what is hidden."""
+    """The encoder, a token for what is hidden, and a linear read-out of the hidden pixels."""
 
     def __init__(self, encoder: videomae.VideoMAE, row: config.Encoder):
         super().__init__()
         self.encoder = encoder
-        self.narrow = nn.Linear(row.width, DECODER)
-        self.hidden = nn.Parameter(torch.zeros(DECODER))
-        self.blocks = nn.Sequential(*(videomae.Block(DECODER, DECODER // 32) for _ in range(2)))
-        self.pixels = nn.Linear(DECODER, 3 * row.tubelet * row.patch**2)
-        self.blocks.apply(videomae.random_start)
+        self.hidden = nn.Parameter(torch.zeros(row.width))
+        self.pixels = nn.Linear(row.width, 3 * row.tubelet * row.patch**2)
         self.cube = (row.tubelet, row.patch)
 
     def loss(self, frames: Tensor, hide: Tensor) -> Tensor:
-        """Mean squared error of the hidden tubelets, each normalised.
-
-        frames [B, 3, F, H, W]; hide [B, Fm, Hm, Wm], as many in every clip.
-        """
+        """Mean squared error of the hidden tubelets, each normalised. frames [B, 3, F, H, W]; hide [B, Fm, Hm, Wm]."""
         tubelet, patch = self.cube
-        X, _ = self.encoder.embed(frames)
-        hide = hide.flatten(1)
-        shown = X[~hide].view(len(X), -1, X.shape[-1])
+        X, grid = self.encoder.embed(frames)
+        X = torch.where(hide.flatten(1)[..., None], self.hidden + self.encoder.positions(grid), X)
         for block in self.encoder.blocks:
-            shown = block(shown)
-        whole = self.hidden.expand(*hide.shape, -1).masked_scatter(~hide[..., None], self.narrow(shown))
-        places = videomae.sinusoids(hide.shape[1], DECODER).to(whole)
-        found = self.pixels(self.blocks(whole + places)[hide])
+            X = block(X)
+        found = self.pixels(X)
         cubes = frames.unfold(2, tubelet, tubelet).unfold(3, patch, patch).unfold(4, patch, patch)
         cubes = cubes.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3)  # [B, N, 3 * tubelet * patch^2]
         cubes = (cubes - cubes.mean(-1, keepdim=True)) / (cubes.std(-1, keepdim=True) + 0.02)
-        return functional.mse_loss(found, cubes[hide])
+        return functional.mse_loss(found[hide.flatten(1)], cubes[hide.flatten(1)])
 
 
 def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: torch.device) -> dict:
@@ -344,8 +334,7 @@ def make_encoder(pin: MiniaturePin, world: World, work: Path, out: Path, where: 
     def draw(rng: Generator) -> tuple[Tensor, Tensor]:
         frames = world.frames[torch.randint(len(world.frames), (settings.batch,), generator=rng)][:, 1:]
         F, H, W = frames.shape[1] // pin.encoder.tubelet, *(side // pin.encoder.patch for side in frames.shape[2:4])
-        order = torch.rand(settings.batch, H * W, generator=rng).argsort(1)
-        hide = (order < round(recipe.mask * H * W)).view(-1, 1, H, W)
+        hide = torch.rand(settings.batch, 1, H, W, generator=rng) < recipe.mask
         return frames, hide.expand(-1, F, -1, -1)
 
     def loss(frames: Tensor, hide: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class VideoMAE(nn.Module):
         self.register_buffer("table", table.unflatten(0, native), persistent=False)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1, 1), persistent=False)
-        self.apply(random_start)
+        self.apply(_start)
 
     def forward(self, frames: Tensor) -> Tensor:
         with torch.autocast(frames.device.type, enabled=False):
@@ -129,7 +129,7 @@ def sinusoids(positions: int, width: int) -> Tensor:
     return angle.float()
 
 
-def random_start(module: nn.Module) -> None:
+def _start(module: nn.Module) -> None:
     """Random weights. The q and v biases are not zero either: in a file, all zeros then always means a lost bias."""
     if isinstance(module, nn.Linear | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
