@@ -297,21 +297,56 @@ def test_a_partition_that_slurm_refuses_is_said_in_its_words_and_cured_in_the_pr
     assert chain.finish() == expected
 
 
+def chain_here(folder: Path, profile: dict, *arguments: str) -> str:
+    """The real chain in a folder, through a profile; what Snakemake said."""
+    shutil.copy(TOP / "params.yaml", folder)
+    for name in ("scales", "resources"):
+        (folder / name).symlink_to(TOP / name)
+    (folder / "slurm").mkdir()
+    (folder / "slurm/config.yaml").write_text(yaml.safe_dump(profile))
+    command = [sys.executable, "-m", "snakemake", "-s", TOP / "Snakefile", "--profile", "slurm", *arguments]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "WANDB_MODE": "disabled"}
+    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
+    return ended.stdout + ended.stderr
+
+
 @pytest.mark.faults
 def test_the_smoke_chain_ends_with_the_metrics_in_git(slurm, tmp_path):
-    """`snakemake --profile slurm all`, every rule, as docs/cluster.md has it; two cores at a time."""
-    shutil.copy(TOP / "params.yaml", tmp_path)
-    for name in ("scales", "resources", "slurm"):
-        (tmp_path / name).symlink_to(TOP / name)
+    """Every rule, as docs/cluster.md has it; two cores at a time."""
     subprocess.run(["scontrol", "update", "PartitionName=cpu", "MaxCPUsPerNode=2"], check=True)
-    command = [sys.executable, "-m", "snakemake", "-s", TOP / "Snakefile", "--profile", "slurm"]
-    command += ["--config", "scale=smoke", "--set-resources", "align_run:runtime=60", "--", "all"]
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "WANDB_MODE": "disabled"}
-    with open(tmp_path / "output.log", "w") as log:
-        ended = subprocess.run(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+    arguments = ("--config", "scale=smoke", "--set-resources", "align_run:runtime=60", "--", "all")
+    said = chain_here(tmp_path, PROFILE, *arguments)
     subprocess.run(["scontrol", "update", "PartitionName=cpu", "MaxCPUsPerNode=UNLIMITED"], check=True)
-    said = (tmp_path / "output.log").read_text()
-    assert ended.returncode == 0, said[-3000:]
     assert len(re.findall(r"submitted with SLURM jobid|Submitted array job", said)) > 20
     found, expected = (json.loads((top / "results/smoke/metrics.json").read_text()) for top in (tmp_path, TOP))
     assert same_metrics.differences(expected, found) == []
+
+
+@pytest.fixture
+def two_nodes():
+    if why := cluster.refusal() or cluster.install():
+        pytest.skip(why)
+    found = cluster.running()
+    cluster.down()
+    cluster.up(nodes=2)
+    yield
+    cluster.down()
+    if found:
+        cluster.up()
+
+
+@pytest.mark.faults
+def test_a_training_on_two_nodes(two_nodes, tmp_path):
+    """With the row of docs/cluster.md, one torchrun on each; stage 1 ends as in one process."""
+    row = re.search(r"align_run: {<<: \*four, (.*)}", (TOP / "docs/cluster.md").read_text())[1]
+    rows = PROFILE["set-resources"]
+    rows = {**rows, "teacher": {**rows["teacher"], **yaml.safe_load(f"{{{row}}}")}}
+    machine = "machine={device: cpu, threads: 1, processes: 2}"
+    said = chain_here(tmp_path, {**PROFILE, "set-resources": rows}, "--config", "scale=smoke", machine, "--", "teacher")
+    job = re.search(r"submitted with SLURM jobid (\d+) \(log: \S*teacher", said)[1]
+    assert re.search("NumNodes=2 .*NumTasks=2", control(job))
+    header = json.loads((tmp_path / "results/smoke/teacher/manifest.jsonl").read_text().splitlines()[0])
+    assert header["notes"]["processes"] == 2
+    expected = json.loads((TOP / "results/smoke/metrics.json").read_text())["teacher"]["validation"]
+    assert header["notes"]["validation"] == pytest.approx(expected, rel=0.01)

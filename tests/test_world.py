@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 from moalign import config, video
 from moalign.errors import Problem
 from moalign.stages import collect, world
-from moalign.world import captions, corrupt, physics, render
+from moalign.world import captions, corrupt, footage, physics, render
 from moalign.world.physics import FPS, FRAMES, SCENES, SIDE, Look, Setup, Simulation, Thing
 
 SEEDS = range(12)
@@ -348,7 +348,7 @@ def test_real_footage_as_a_collection(tmp_path):
     out = tmp_path / "footage" / "annotations.json"
     collect.run(config=pin(tmp_path, make="footage"), out=str(out))
     rows = json.loads(out.read_text())
-    assert len(rows) == len(collect.SHOTS) and len({row["path"] for row in rows}) == 3
+    assert len(rows) == len(footage.SHOTS) and len({row["path"] for row in rows}) == 3
     for row in rows:
         found = video.probe(out.parent / row["path"])
         start, end = row["cut"]

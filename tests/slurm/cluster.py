@@ -1,9 +1,10 @@
-"""A SLURM cluster of one node on loopback, with 8 GPUs that are names only: `make slurm-up`, `make slurm-down`.
+"""A SLURM cluster on loopback whose GPUs are names only, 8 on each node: `make slurm-up`, `make slurm-down`.
 
 Debian's slurm-wlm and munge, started without systemd; root is needed. What it promises (64 CPUs, 1 TB, 8 H100) is
 bookkeeping: jobs share the cores that there are. Memory is not enforced, for there are no cgroups.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -23,17 +24,16 @@ CONF = """\
 ClusterName=moalign
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort=16817
-SlurmdPort=16818
 AuthType=auth/munge
 AuthInfo=socket={state}/run/munged.sock
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={state}/ctld
-SlurmdSpoolDir={state}/d
+SlurmdSpoolDir={state}/d/%n
 SlurmctldPidFile={state}/run/slurmctld.pid
-SlurmdPidFile={state}/run/slurmd.pid
+SlurmdPidFile={state}/run/slurmd-%n.pid
 SlurmctldLogFile={state}/log/slurmctld.log
-SlurmdLogFile={state}/log/slurmd.log
+SlurmdLogFile={state}/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -51,13 +51,14 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0,requeue_delay=1
 AccountingStorageType=accounting_storage/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 \
-RealMemory=1000000 Gres=gpu:h100:{gpus} State=UNKNOWN
-PartitionName=gpu-h100 Nodes={host} MaxTime=4-0 State=UP PriorityTier=10
-PartitionName=cpu Nodes={host} Default=YES MaxTime=2-0 State=UP PriorityTier=10
-PartitionName=preempt Nodes={host} MaxTime=1-0 State=UP PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=urgent Nodes={host} MaxTime=1-0 State=UP PriorityTier=20
+{nodes}
+PartitionName=gpu-h100 Nodes=ALL MaxTime=4-0 State=UP PriorityTier=10
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=2-0 State=UP PriorityTier=10
+PartitionName=preempt Nodes=ALL MaxTime=1-0 State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=ALL MaxTime=1-0 State=UP PriorityTier=20
 """
+NODE = """NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=64 Boards=1 SocketsPerBoard=1 \
+CoresPerSocket=64 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:h100:{gpus} State=UNKNOWN"""
 
 
 def refusal() -> str | None:
@@ -86,17 +87,20 @@ def install() -> str | None:
     return None if done.returncode == 0 else f"apt-get could not install {', '.join(PACKAGES)}: {done.stderr[-300:]}"
 
 
-def up() -> None:
-    """Start the daemons, and wait until the node is idle."""
+def up(nodes: int = 1) -> None:
+    """Start the daemons, one slurmd for each node, and wait until the nodes are idle."""
     if running():
         return
     down()
     host = socket.gethostname().split(".")[0]
     for name in ("run", "log", "ctld", "d"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
-    (STATE / "slurm.conf").write_text(CONF.format(host=host, state=STATE, gpus=GPUS))
+    names = [f"node{index}" for index in range(nodes)]
+    lines = [NODE.format(name=name, host=host, port=16818 + index, gpus=GPUS) for index, name in enumerate(names)]
+    (STATE / "slurm.conf").write_text(CONF.format(host=host, state=STATE, nodes="\n".join(lines)))
     devices = f"{STATE}/run/gpu[0-{GPUS - 1}]"
-    (STATE / "gres.conf").write_text(f"NodeName={host} Name=gpu Type=h100 File={devices} Flags=nvidia_gpu_env\n")
+    gres = f"NodeName={','.join(names)} Name=gpu Type=h100 File={devices} Flags=nvidia_gpu_env\n"
+    (STATE / "gres.conf").write_text(gres)
     for index in range(GPUS):  # plain files are refused; these are /dev/null under other names
         subprocess.run(["mknod", STATE / f"run/gpu{index}", "c", "1", "3"], check=True)
     key = STATE / "munge.key"
@@ -110,11 +114,12 @@ def up() -> None:
     places |= {"log-file": STATE / "log/munged.log", "seed-file": STATE / "munge.seed"}
     start("munged", "--force", *(f"--{name}={path}" for name, path in places.items()))
     start("slurmctld")
-    start("slurmd")
+    for name in names:
+        start("slurmd", "-N", name)
     deadline = time.monotonic() + 30
-    while shell("sinfo", "--noheader", "--format=%T", "--partition=cpu") != "idle":
+    while shell("sinfo", "--noheader", "--format=%T %D", "--partition=cpu") != f"idle {nodes}":
         if time.monotonic() > deadline:
-            raise SystemExit(f"the node does not come up; see {STATE}/log\n{shell('sinfo', '--list-reasons')}")
+            raise SystemExit(f"the nodes do not come up; see {STATE}/log\n{shell('sinfo', '--list-reasons')}")
         time.sleep(0.2)
 
 
@@ -131,28 +136,30 @@ def down() -> None:
         shell("scancel", "--full", "--state=RUNNING", "--signal=KILL", f"--user={os.environ.get('USER', 'root')}")
         shell("scancel", f"--user={os.environ.get('USER', 'root')}")
     for name in DAEMONS:
-        if process := pid(name):
+        for process in pids(name):
             os.kill(process, signal.SIGTERM)
-            deadline = time.monotonic() + 15
-            while pid(name) and time.monotonic() < deadline:
-                time.sleep(0.1)
+        deadline = time.monotonic() + 15
+        while pids(name) and time.monotonic() < deadline:
+            time.sleep(0.1)
     for name in ("slurm.conf", "gres.conf"):
         if (SYSTEM / name).is_symlink() and (SYSTEM / name).readlink().parent == STATE:
             (SYSTEM / name).unlink()
     shutil.rmtree(STATE, ignore_errors=True)
 
 
-def pid(name: str) -> int | None:
-    """Process of one of our daemons, or None where it is not running."""
-    try:
-        number = int((STATE / f"run/{name}.pid").read_text())
-        return number if (Path("/proc") / str(number) / "comm").read_text().strip() == name else None
-    except (OSError, ValueError):
-        return None
+def pids(name: str) -> list[int]:
+    """Processes of one of our daemons that are running."""
+    found = []
+    for path in (STATE / "run").glob(f"{name}*.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            number = int(path.read_text())
+            if (Path("/proc") / str(number) / "comm").read_text().strip() == name:
+                found.append(number)
+    return found
 
 
 def running() -> bool:
-    return all(pid(name) for name in DAEMONS)
+    return all(pids(name) for name in DAEMONS)
 
 
 def shell(*command: str) -> str:

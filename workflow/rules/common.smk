@@ -115,12 +115,24 @@ def sources(roots=False):
     return [f"{name}={path}" for name, path in paths.items()]
 
 
-def launch():
-    """How a training is started: `moalign`, or torchrun with machine.processes ranks."""
-    if PARAMS.machine.processes == 1:
+def launch(wildcards, resources):
+    """How a training is started: `moalign`, or torchrun with machine.processes ranks, on as many nodes as the profile
+    says: srun then starts one torchrun on each, and they meet on the first."""
+    ranks, nodes = PARAMS.machine.processes, resources.get("nodes", 1)
+    if ranks == 1:
         return "moalign"
+    if ranks % nodes:
+        raise WorkflowError(
+            f"machine.processes: {ranks} ranks cannot be shared evenly by {nodes} nodes (profile: nodes)"
+        )
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # SLURM's warning too: else torchrun dies and leaves its ranks
-    return f"torchrun --standalone --nproc-per-node {PARAMS.machine.processes} --signals-to-handle {signals} -m moalign"
+    ranks_here = f"--nproc-per-node {ranks // nodes} --signals-to-handle {signals} -m moalign"
+    if nodes == 1:
+        return f"torchrun --standalone {ranks_here}"
+    step = f"srun --nodes={nodes} --ntasks={nodes} --cpus-per-task={resources.cpus_per_task}"
+    gpus = f" --gpus={resources.gpu}" if resources.get("gpu") else ""
+    meet = "--rdzv-id $SLURM_JOB_ID --rdzv-backend c10d --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 20000))"
+    return f"{step}{gpus} torchrun --nnodes {nodes} {meet} {ranks_here}"
 
 
 @cache

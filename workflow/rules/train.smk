@@ -18,7 +18,7 @@ rule teacher:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads * PARAMS.machine.processes
     params:
-        launch=launch(),
+        launch=launch,
         work=f"work/{PARAMS.scale}/teacher",
     shell:
         "exec {params.launch} teacher --config {input.config} --clips {input.clips} --flow {input.flow}"
@@ -77,7 +77,7 @@ rule align_run:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads * PARAMS.machine.processes
     params:
-        launch=launch(),
+        launch=launch,
         work="work/{scale}/{run}-s{seed}",
         targets=lambda wildcards, input: (["--targets", *input.targets] if input.targets else []),
     shell:
