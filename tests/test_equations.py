@@ -223,10 +223,9 @@ def test_released_trd_equals_its_matrix_form(shape, margin, seed):
         z, m = (torch.nn.functional.normalize(X.flatten(1, 2), dim=-1, eps=EPS) for X in (Z, M))
         return ((z @ z.mT - m @ m.mT).abs() - margin).relu().mean()
 
-    if dense(Z) > 0:
+    assert abs(trd(Z, M, margin) - dense(Z)) <= 1e-13
+    if dense(Z) > 1e-13:  # below, only rounding is left of it: the sign of a zero is anyone's
         assert_same(lambda Z: trd(Z, M, margin), dense, Z, value=1e-13, gradient=1e-12)
-    else:
-        assert trd(Z, M, margin) == 0
 
 
 @pytest.mark.parametrize("loss", [lambda Z, M: soft_trd(Z, M, 3.0), trd], ids=["soft_trd", "trd"])

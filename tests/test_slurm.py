@@ -300,8 +300,8 @@ def test_a_partition_that_slurm_refuses_is_said_in_its_words_and_cured_in_the_pr
 def chain_here(folder: Path, profile: dict, *arguments: str) -> str:
     """The real chain in a folder, through a profile; what Snakemake said."""
     shutil.copy(TOP / "params.yaml", folder)
-    for name in ("scales", "resources"):
-        (folder / name).symlink_to(TOP / name)
+    shutil.copytree(TOP / "scales", folder / "scales", dirs_exist_ok=True)
+    (folder / "resources").symlink_to(TOP / "resources")
     (folder / "slurm").mkdir()
     (folder / "slurm/config.yaml").write_text(yaml.safe_dump(profile))
     command = [sys.executable, "-m", "snakemake", "-s", TOP / "Snakefile", "--profile", "slurm", *arguments]
@@ -342,11 +342,12 @@ def test_a_training_on_two_nodes(two_nodes, tmp_path):
     row = re.search(r"align_run: {<<: \*four, (.*)}", (TOP / "docs/cluster.md").read_text())[1]
     rows = PROFILE["set-resources"]
     rows = {**rows, "teacher": {**rows["teacher"], **yaml.safe_load(f"{{{row}}}")}}
-    machine = "machine={device: cpu, threads: 1, processes: 2}"
-    said = chain_here(tmp_path, {**PROFILE, "set-resources": rows}, "--config", "scale=smoke", machine, "--", "teacher")
+    (tmp_path / "scales").mkdir()
+    (tmp_path / "scales/pair.yaml").write_text("base: smoke\nmachine: {processes: 2}\n")
+    said = chain_here(tmp_path, {**PROFILE, "set-resources": rows}, "--config", "scale=pair", "--", "teacher")
     job = re.search(r"submitted with SLURM jobid (\d+) \(log: \S*teacher", said)[1]
     assert re.search("NumNodes=2 .*NumTasks=2", control(job))
-    header = json.loads((tmp_path / "results/smoke/teacher/manifest.jsonl").read_text().splitlines()[0])
+    header = json.loads((tmp_path / "results/pair/teacher/manifest.jsonl").read_text().splitlines()[0])
     assert header["notes"]["processes"] == 2
     expected = json.loads((TOP / "results/smoke/metrics.json").read_text())["teacher"]["validation"]
     assert header["notes"]["validation"] == pytest.approx(expected, rel=0.01)
