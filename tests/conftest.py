@@ -1,4 +1,4 @@
-"""For all tests: no wandb unless a test asks for it, the same examples each time, no failure because a machine is busy."""
+"""For all tests: no wandb unless asked for, the same examples each time, no failure because a machine is busy."""
 
 import os
 
