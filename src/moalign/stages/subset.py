@@ -11,9 +11,11 @@ import hashlib
 import json
 import math
 import posixpath
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,13 +46,15 @@ def select(config: str, source: dict[str, str], out: str) -> None:
     pin = SubsetPin.load(config)
     check_sources(source, pin)
     with manifest.making(out, Choice, pin=config, inputs=list(source.values())) as made:
-        passed = []
+        passed, places = [], array("Q")
         for name, annotations in sorted(source.items()):
             root = Path(pin.sources[name].root or Path(annotations).parent)
-            passed += survey(name, annotations, root, pin.subset, made.count)
-        passed.sort(key=lambda item: (item[0], item[1].key))
-        passed = [choice for _, choice in passed]  # the hashes are not kept while the rows are copied
-        made.rows += deal(passed, pin.subset)
+            for place, choice in survey(name, annotations, root, pin.subset, made.count):
+                passed.append(choice)
+                places.append(place)
+        made.rows = list(once([passed[i] for i in np.argsort(places, kind="stable")], made.count))
+        del passed
+        deal(made.rows, pin.subset)
         report_selection(made, pin.subset)
 
 
@@ -63,20 +67,25 @@ def check_sources(given: dict[str, str], pin: SubsetPin) -> None:
 
 def survey(
     name: str, annotations: str, root: Path, subset: Subset, count: Callable[[str], None]
-) -> Iterator[tuple[bytes, Choice]]:
+) -> Iterator[tuple[int, Choice]]:
     """The rows of one source that pass, each with its place in the order; the others are counted."""
-    seen = set()
     for row in rows(annotations):
         count("rows")
         try:
-            order, choice = consider(row, name, root, subset, count)
-            if choice.key in seen:
-                raise Rejected("duplicate")
+            yield consider(row, name, root, subset, count)
         except (Rejected, video.BadVideo) as error:
             count(f"rejected: {error.reason if isinstance(error, video.BadVideo) else error}")
+
+
+def once(ordered: list[Choice], count: Callable[[str], None]) -> Iterator[Choice]:
+    """Without what was listed before: of one source, path and cut, such rows stand side by side."""
+    last = ""
+    for choice in ordered:
+        if choice.key == last:
+            count("rejected: duplicate")
             continue
-        seen.add(choice.key)
-        yield order, choice
+        last = choice.key
+        yield choice
 
 
 def rows(path: str) -> Iterator[Any]:
@@ -135,7 +144,7 @@ def skip(text: str, at: int) -> int:
     return at
 
 
-def consider(row: Any, name: str, root: Path, subset: Subset, count: Callable[[str], None]) -> tuple[bytes, Choice]:
+def consider(row: Any, name: str, root: Path, subset: Subset, count: Callable[[str], None]) -> tuple[int, Choice]:
     """One row as a Choice (shard and split still open) with its place in the order, or Rejected with the reason."""
     if not isinstance(row, dict):
         raise Rejected("not a row")
@@ -152,9 +161,9 @@ def consider(row: Any, name: str, root: Path, subset: Subset, count: Callable[[s
     elif scores[0] < subset.min_aesthetic:
         raise Rejected("aesthetic score")
     cut = f"[{start}, {start + frames}]" if row.get("cut") else ""
-    order = hashlib.sha256(f"{subset.seed}{path}{cut}".encode()).digest()[:16]
+    place = int.from_bytes(hashlib.sha256(f"{subset.seed}{path}{cut}".encode()).digest()[:8], "big")
     key = f"{name}-{hashlib.sha256(f'{path}{cut}'.encode()).hexdigest()[:12]}"
-    return order, Choice(key, 0, False, "", name, path, start, frames, facts.fps, caption)
+    return place, Choice(key, 0, False, "", name, path, start, frames, facts.fps, caption)
 
 
 def inside(path: Any) -> str:
@@ -227,17 +236,21 @@ def span(fps: float, frames: int, wanted_fps: float) -> int:
     return video.pick(2**62, fps, frames, wanted_fps)[-1] + 1
 
 
-def deal(passed: list[Choice], subset: Subset) -> list[Choice]:
-    """The first n in equal parts over the shards, the next ones as each shard's reserve; shard by shard, in order."""
-    chosen, parts = passed[: subset.clips], subset.shards
-    spare = passed[subset.clips :][: parts * math.ceil(subset.reserve * subset.shard)]
-    held = heldout(chosen, spare, subset)
-    dealt = [
-        replace(choice, shard=shard, reserve=reserve, split="heldout" if video_of(choice) in held else "train")
-        for reserve, group in ((False, chosen), (True, spare))
-        for choice, shard in zip(group, (i * parts // len(group) for i in range(len(group))), strict=True)
-    ]
-    return sorted(dealt, key=lambda choice: (choice.shard, choice.reserve))  # stable: the order stays
+def deal(rows: list[Choice], subset: Subset) -> None:
+    """The first n in equal parts over the shards, the next ones as each shard's reserve; shard by shard, in order.
+
+    In place: there are 350,000 of them, each with its caption.
+    """
+    parts = subset.shards
+    del rows[subset.clips + parts * math.ceil(subset.reserve * subset.shard) :]
+    chosen = min(subset.clips, len(rows))
+    held = heldout(rows[:chosen], rows[chosen:], subset)
+    for i, choice in enumerate(rows):
+        reserve = i >= chosen
+        shard = (i - chosen) * parts // (len(rows) - chosen) if reserve else i * parts // chosen
+        split = "heldout" if video_of(choice) in held else "train"
+        rows[i] = replace(choice, shard=shard, reserve=reserve, split=split)
+    rows.sort(key=lambda choice: (choice.shard, choice.reserve))  # stable: the order stays
 
 
 def video_of(choice: Choice) -> str:
@@ -254,10 +267,10 @@ def heldout(chosen: list[Choice], spare: list[Choice], subset: Subset) -> set[st
     def place(name: str) -> float:
         return int.from_bytes(hashlib.sha256(f"{subset.seed} heldout {name}".encode()).digest()[:8], "big") / 2**64
 
-    ours = {video_of(choice) for choice in chosen}
-    held = {name for name in ours | {video_of(choice) for choice in spare} if place(name) < subset.heldout}
-    if subset.heldout and len(ours) > 1 and len(held & ours) in (0, len(ours)):
-        held = (held - ours) | {min(ours, key=place)}
+    held = {name for name in map(video_of, chain(chosen, spare)) if place(name) < subset.heldout}
+    ours = sum(video_of(choice) in held for choice in chosen)
+    if subset.heldout and ours in (0, len(chosen)) and len(names := {video_of(choice) for choice in chosen}) > 1:
+        held = (held - names) | {min(names, key=place)}
     return held
 
 
