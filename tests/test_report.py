@@ -1,6 +1,7 @@
 """The page, the tables and metrics.json, from a small results folder made here."""
 
 import base64
+import csv
 import html.parser
 import json
 import re
@@ -242,7 +243,7 @@ class Page(html.parser.HTMLParser):
 
 def test_two_builds_give_the_same_bytes(made, text):
     again = made.root / "again.html"
-    before = {path: path.read_bytes() for path in [*made.results.glob("tables/*.md"), made.results / "metrics.json"]}
+    before = {path: path.read_bytes() for path in [*made.results.glob("tables/*"), made.results / "metrics.json"]}
     report.run(made.root / "pins/report.yaml", made.results, again)
     assert again.read_text() == text
     assert {path: path.read_bytes() for path in before} == before
@@ -337,6 +338,19 @@ def test_tables_are_in_the_order_of_params(made, params, text):
         assert f"- Rated by {manifest.code_version()}, with the pins named above." in lines
     shown = re.findall(r'<span class="run">([^<]+)</span><span class="what">', text)
     assert shown[: len(params.tables["table1"].rows)] == list(params.tables["table1"].rows)
+
+
+def test_curves_hold_every_validation(made, params):
+    with open(made.results / "tables/curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    trainings = [f"{run} s{seed}" for run, seed in params.trainings()]
+    assert list(dict.fromkeys(row["training"] for row in rows)) == trainings
+    ends = json.loads((made.results / "metrics.json").read_text())["last"]
+    for training in trainings:
+        steps = [row for row in rows if row["training"] == training]
+        assert [int(row["step"]) for row in steps] == sorted({0, *range(0, params.align.steps, 6), params.align.steps})
+        for term in ("denoise", "align"):
+            assert float(steps[-1][term]) == pytest.approx(ends[training][f"val_{term}"], rel=1e-5)
 
 
 def test_a_missing_number_leaves_no_total(made, params, tmp_path):

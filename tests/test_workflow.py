@@ -285,6 +285,22 @@ def test_removing_any_dep_or_out_is_seen(rows):
                 assert partings(stages, rows), f"{name} without its {kind[:-1]} {path} went unseen"
 
 
+def test_removing_any_input_or_output_of_a_rule_is_seen(rows):
+    stages = dvc_stages()
+    for name, stage in stages.items():
+        for out in stage["outs"]:
+            fewer = [row for row in rows if not below(row["output_file"], {out})]
+            assert partings(stages, fewer), f"{name}: rules that no longer make {out} went unseen"
+        for dep in stage["deps"] - BROUGHT - (stage["deps"] if name == "pins" else set()):
+            fewer = []
+            for row in rows:
+                paths = row["input-file(s)"].split(",")
+                if row["rule"] in stage["rules"]:
+                    paths = [path for path in paths if not below(path, {dep})]
+                fewer.append({**row, "input-file(s)": ",".join(paths)})
+            assert partings(stages, fewer), f"{name}: rules that no longer read {dep} went unseen"
+
+
 def test_the_pins_stage_depends_on_all_that_is_parsed():
     parsed = {"params.yaml", "scales", "src/moalign/config.py", "workflow/rules/common.smk", "workflow/stage.sh"}
     assert dvc_stages()["pins"]["deps"] == parsed

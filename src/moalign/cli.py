@@ -122,7 +122,7 @@ COMMANDS = {
     ),
     "report": Command(
         "moalign.stages.report:run",
-        "tables, metrics.json and the page of one scale",
+        "tables, curves, metrics.json and the page of one scale",
         (CONFIG, Flag("results", "results/SCALE"), Flag("out", "the page")),
     ),
     "world": Command(

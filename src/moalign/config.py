@@ -32,7 +32,7 @@ REVISIONS = {
     "align": 1,
     "sample": 1,
     "bench": 1,
-    "report": 1,
+    "report": 2,
     "miniature": 1,
 }
 

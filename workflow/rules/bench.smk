@@ -79,6 +79,7 @@ rule report:
         page=PAGE,
         metrics=f"{RESULTS}/metrics.json",
         tables=[f"{RESULTS}/tables/{table}.md" for table in PARAMS.tables],
+        curves=f"{RESULTS}/tables/curves.csv",
     log:
         f"{RESULTS}/logs/report/report.log",
     conda:

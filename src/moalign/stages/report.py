@@ -2,11 +2,13 @@
 
     moalign report --config PIN --results results/S --out results/S/report/index.html
 
-Writes tables/*.md and metrics.json below the results folder, then the page: one file that carries its videos, plots and
-style inside, and whose bytes depend on the manifests and their files alone. metrics.json holds what another run on the
-same machine must find again: no seconds, no paths, no hashes.
+Writes tables/*.md, tables/curves.csv (`dvc plots`) and metrics.json below the results folder, then the page: one file
+that carries its videos, plots and style inside, and whose bytes depend on the manifests and their files alone.
+metrics.json holds what another run on the same machine must find again: no seconds, no paths, no hashes.
 """
 
+import csv
+import io
 import json
 import time
 from collections import Counter
@@ -38,11 +40,12 @@ FLOWS = {"validation": "teacher", "mean_flow": "mean flow", "zero_flow": "zero f
 ERRORS = {"l1": "L1", "epe": "end-point error", "epe_moving": "end-point error, moving"}
 FLOW_CLIPS = (0.25, 0.6, 0.95)  # whose flow is shown: quantiles of mean motion in the first shard
 FLOW_FRAMES = 6  # of each
+TERMS = {"denoise": "denoising loss", "align": "alignment loss"}  # of Eq. 9, as a log names them
 NOT_LOSSES = ("step", "lr", "grad_norm")  # numbers of a training's log that are no loss
 
 
 def run(config: str | Path, results: str | Path, out: str | Path) -> None:
-    """Write tables/*.md and metrics.json below `results`, and the page `out`."""
+    """Write tables/*, metrics.json below `results`, and the page `out`."""
     started = time.monotonic()
     params = ReportPin.load(config).params
     results = Path(results)
@@ -53,6 +56,7 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     filled = [tables.make_table(results, params, name) for name in params.tables]
     for table in filled:
         manifest.write_text(results / "tables" / f"{table.name}.md", tables.markdown(table, params))
+    manifest.write_text(results / "tables/curves.csv", curves(params, logs))
     numbers = json.dumps(metrics(params, found, logs, filled), indent=1, sort_keys=True, allow_nan=False)
     manifest.write_text(results / "metrics.json", f"{numbers}\n")
     manifest.write_text(out, page(results, params, found, logs, filled))
@@ -162,6 +166,19 @@ def last(log: list[dict]) -> dict[str, float]:
     """The last value of every loss of a log, held-out ones (`val_`) too."""
     names = dict.fromkeys(name for line in log for name in line if name not in NOT_LOSSES)
     return {name: values[-1] for name in names if (values := series(log, name)[1])}
+
+
+def curves(params: Params, logs: dict[str, list[dict]]) -> str:
+    """Held-out losses of every training of stage 2 as CSV, a line per validation."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("training", "step", *TERMS))
+    for name, seed in params.trainings():
+        training = f"{name} s{seed}"
+        for line in logs[training]:
+            if "val_denoise" in line:
+                table.writerow((training, line["step"], *(line.get(f"val_{term}") for term in TERMS)))
+    return text.getvalue()
 
 
 # --- metrics.json -----------------------------------------------------------------------------------------------------
@@ -488,8 +505,7 @@ def align_view(params: Params, logs: dict[str, list[dict]]) -> list[dict[str, An
 
 def align_panel(run: str, of_run: list[list[dict]]) -> dict[str, Any]:
     """Both terms of Eq. 9, each with its held-out value; a term that stays zero (plain fine-tuning's) is left out."""
-    terms = {"denoise": "denoising loss", "align": "alignment loss"}
-    terms = {name: label for name, label in terms.items() if any(any(series(log, name)[1]) for log in of_run)}
+    terms = {name: label for name, label in TERMS.items() if any(any(series(log, name)[1]) for log in of_run)}
     rows = []
     for name, label in terms.items():
         curves = [Curve("training", *series(log, name)) for log in of_run]
