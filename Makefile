@@ -68,4 +68,4 @@ slurm-down: env  ## stop it and remove it
 	python tests/slurm/cluster.py down
 
 clean:  ## remove results, checkpoints and caches, not .venv
-	git clean -fdXq -- results work wandb .snakemake .pytest_cache .ruff_cache .hypothesis
+	git clean -fdXq -- results work wandb dvc_plots .snakemake .pytest_cache .ruff_cache .hypothesis
