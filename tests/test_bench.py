@@ -37,7 +37,7 @@ def moving_square(frames=9, height=64, width=64, step=3, seed=0):
 
 
 def sample(path, prompt=0, index=0, frames=9, fps=8.0):
-    return Sample(prompt, "a ball", index, 7, path, fps, frames)
+    return Sample(prompt, f"ball {prompt}", f"ball {prompt}", index, 7, path, fps, frames)
 
 
 # --- flicker ----------------------------------------------------------------------------------------------------------
@@ -173,14 +173,22 @@ def both(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, both):
-    """A folder with a pin of the rater "motion" alone."""
+    """A folder for a rating by the rater "motion" alone."""
     alone = both.bench.model_copy(update={"raters": ("motion",), "rules": None})
-    (tmp_path / "pin.yaml").write_text(config.dump(both.model_copy(update={"bench": alone})))
+    ask(tmp_path, both.model_copy(update={"bench": alone}), [])
     return tmp_path
 
 
+def ask(folder, pin, texts):
+    """The pin at folder/pin.yaml, for these prompts."""
+    (folder / "prompts.txt").write_text("\n".join(texts) + "\n")
+    bench = pin.bench.model_copy(update={"prompts": str(folder / "prompts.txt"), "videos": 1})
+    (folder / "pin.yaml").write_text(config.dump(pin.model_copy(update={"bench": bench})))
+
+
 def write_samples(folder, rows, frames=9):
-    """A Sample manifest with a small video per row, at folder/samples.jsonl."""
+    """A Sample manifest with a small video per row, at folder/samples.jsonl; a prompt for each row."""
+    (folder / "prompts.txt").write_text("".join(f"ball {number}\n" for number in range(len(rows))))
     with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
         for row in rows:
             video.write(folder / row.file, moving_square(frames, seed=row.prompt_id), 8)
@@ -188,7 +196,7 @@ def write_samples(folder, rows, frames=9):
 
 
 def rate(folder):
-    bench.run(folder / "pin.yaml", folder / "samples.jsonl", folder / "scores.jsonl")
+    bench.run(folder / "pin.yaml", [folder / "samples.jsonl"], folder / "work", folder / "scores.jsonl")
     return manifest.read(folder / "scores.jsonl", Score)
 
 
@@ -207,6 +215,7 @@ def test_stage_rates_every_video(folder):
 def test_a_single_frame_gets_no_number_and_is_listed(folder):
     write_samples(folder, [sample("0.mp4", 0)])
     video.write(folder / "1.mp4", moving_square(1), 8)
+    (folder / "prompts.txt").write_text("ball 0\nball 1\n")
     with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
         made.rows += [sample("0.mp4", 0), sample("1.mp4", 1, frames=1)]
     found = rate(folder)
@@ -226,6 +235,10 @@ def test_every_fault_is_named_and_nothing_is_rated(folder):
     video.write(folder / "3.mp4", moving_square(5), 8)
     with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
         made.rows += [*rows, sample("5.mp4", 6), sample("4.mp4", 4)]
+    with open(folder / "prompts.txt", "r+") as file:
+        text = file.read().replace("ball 2", "box 2")
+        file.seek(0)
+        file.write(text)
     with pytest.raises(Problem) as caught:
         rate(folder)
     text = str(caught.value)
@@ -236,6 +249,8 @@ def test_every_fault_is_named_and_nothing_is_rated(folder):
         "3.mp4 holds 5 frames, 9 were sampled",
         "prompt 4, video 0: listed twice",
         "prompt 5, video 0: not sampled",
+        "prompt 6, video 0: not asked for",
+        "prompt 2, video 0: sampled for another prompt, 'ball 2'",
     ):
         assert fault in text
     assert not (folder / "scores.jsonl").exists()
@@ -257,12 +272,11 @@ def test_frames_that_do_not_decode_stop_the_rating(folder):
 
 def write_world(folder, pin, clips):
     """A Sample manifest of (prompt, frames) pairs."""
-    (folder / "pin.yaml").write_text(config.dump(pin))
+    ask(folder, pin, [prompt for prompt, _ in clips])
     with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
         for number, (prompt, frames) in enumerate(clips):
             video.write(folder / f"{number}.mp4", frames, 8)
-            made.rows.append(Sample(number, prompt, 0, 7, f"{number}.mp4", 8.0, len(frames)))
-        made.count("prompts", len(clips))
+            made.rows.append(Sample(number, prompt, prompt, 0, 7, f"{number}.mp4", 8.0, len(frames)))
 
 
 def true_clips(count):
@@ -295,7 +309,7 @@ def test_a_prompt_beyond_the_grammar_stops_the_rating(folder, both):
     clips = list(true_clips(3))
     clips[1] = "a dog runs", clips[1][1]
     write_world(folder, both, clips)
-    with pytest.raises(Problem, match=re.escape("resources/prompts/world.txt")) as caught:
+    with pytest.raises(Problem, match=re.escape("prompts.txt: not for the rater")) as caught:
         rate(folder)
     assert "line 2: 'a dog runs'" in str(caught.value) and "line 1" not in str(caught.value)
     assert not (folder / "scores.jsonl").exists()
@@ -337,7 +351,8 @@ def physics_results(folder, params, semantic):
     for run, name, seed in params.rows():
         (folder / "pin.yaml").write_text(config.dump(config.pin(params, "bench", run=run, seed=seed, bench=name)))
         where = f"{run}/s{seed}/{name}.jsonl"
-        with manifest.making(folder / "samples" / where, Sample, pin=folder / "pin.yaml") as made:
+        [samples] = params.samples(run, name, seed)
+        with manifest.making(folder / samples, Sample, pin=folder / "pin.yaml") as made:
             made.rows += [sample("none.mp4", prompt) for prompt in range(9)]
         with manifest.making(folder / "scores" / where, Score, pin=folder / "pin.yaml") as made:
             still = params.runs[run].still_of

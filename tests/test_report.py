@@ -175,14 +175,13 @@ class Making:
 
     def samples(self, run, bench, seed):
         """A bench's videos of one run."""
-        folder = self.results / f"samples/{run}/s{seed}"
-        with manifest.making(
-            folder / f"{bench}.jsonl", Sample, pin=self.pin("sample", run=run, seed=seed, bench=bench)
-        ) as made:
+        [path] = self.params.samples(run, bench, seed)
+        pin = self.pin("sample", run=run, seed=seed, bench=bench)
+        with manifest.making(self.results / path, Sample, pin=pin) as made:
             for number, prompt in enumerate(PROMPTS):
-                file = f"{bench}/{number:05d}-0.mp4"
-                video.write(folder / file, ball(colour_of(prompt), number, still=run == "cog-static"), 8)
-                made.rows.append(Sample(number, prompt, 0, number, file, 8.0, 17))
+                file = f"{number:05d}-0.mp4"
+                video.write(made.path.parent / file, ball(colour_of(prompt), number, still=run == "cog-static"), 8)
+                made.rows.append(Sample(number, prompt, prompt, 0, number, file, 8.0, 17))
 
     def scores(self, run, bench, seed, leave_out=()):
         """One run's scores; those of the videos in `leave_out` are missing."""
@@ -385,7 +384,7 @@ def test_what_is_expected_follows_from_the_parameters():
     assert ("latents/wan/real/0349.jsonl", Latent) in paper["encode"]
     assert ("runs/cog-moalign-l22/s0/manifest.jsonl", Weights) in paper["align"]
     assert not any("cog-static" in path or "cog-base" in path for path, _ in paper["align"])
-    assert ("samples/cog-static/s0/videophy2.jsonl", Sample) in paper["sample"]
+    assert ("samples/cog-static/s0/videophy2/0000.jsonl", Sample) in paper["sample"]
     mini = report.expected(config.load(TOP / "params.yaml", scale="miniature"))
     assert ("scores/cog-moalign/s2/physics.jsonl", Score) in mini["bench"]
     assert ("scores/cog-base/s2/physics.jsonl", Score) not in mini["bench"]

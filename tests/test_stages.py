@@ -60,7 +60,7 @@ def home(tmp_path_factory) -> Home:
                 "backbones": {
                     name: {"weights": str(folder / "models" / name), "sampling": few} for name in ("cogvideox", "wan")
                 },
-                "benches": {"physics": {"videos": 2}},
+                "benches": {"physics": {"prompts": str(folder / "prompts.txt"), "videos": 2}},
             },
         )
     )
@@ -231,13 +231,13 @@ def test_a_motion_target_needs_the_teacher(home, real):
 
 
 def sampled(home, run: str, out: str, **paths) -> manifest.Manifest[Sample]:
-    sample.run(home.pin("sample", run=run, seed=0, bench="physics"), home / "prompts.txt", home / "work", out, **paths)
+    sample.run(home.pin("sample", run=run, seed=0, bench="physics"), 0, home / "work", out, **paths)
     return manifest.read(out, Sample)
 
 
 def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    first = sampled(home, "cog-base", home / "samples/cog-base/physics.jsonl")
+    first = sampled(home, "cog-base", home / "samples/cog-base/physics/0000.jsonl")
     assert [(row.prompt_id, row.index) for row in first.rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [row.prompt for row in first.rows] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert len({row.seed for row in first.rows}) == 4
@@ -247,9 +247,9 @@ def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch)
         PROMPTS
     )
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    second = sampled(home, "cog-base", str(tmp_path / "physics.jsonl"))
+    second = sampled(home, "cog-base", str(tmp_path / "physics/0000.jsonl"))
     assert [second.header.files[row.file]["sha256"] for row in second.rows] == hashes
-    still = sampled(home, "cog-static", home / "samples/cog-static/physics.jsonl", still=str(first.path))
+    still = sampled(home, "cog-static", home / "samples/cog-static/physics/0000.jsonl", still=str(first.path))
     for moving, frozen in zip(first.rows, still.rows, strict=True):
         frames = video.read(still.locate(frozen.file), list(range(17)))
         assert np.abs(frames.astype(int) - frames[0].astype(int)).max() <= 12  # the codec's own wavering
@@ -259,30 +259,18 @@ def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch)
 def test_a_killed_sampling_goes_on_to_the_same_videos(home, tmp_path, monkeypatch):
     """Whole batches are kept, torn ones drawn again in the same company, so that every byte is the same."""
     monkeypatch.setitem(sample.BATCH, "cpu", 2)
-    whole = sampled(home, "cog-base", str(tmp_path / "whole/physics.jsonl"))
+    whole = sampled(home, "cog-base", str(tmp_path / "whole/physics/0000.jsonl"))
     pin, prompts = home.pin("sample", run="cog-base", seed=0, bench="physics"), home / "prompts.txt"
-    folder = shards.resumable(tmp_path / "physics", manifest.sha256(pin) + manifest.sha256(prompts))
+    folder = shards.resumable(tmp_path / "physics/0000", manifest.sha256(pin) + manifest.sha256(prompts))
     for cell in [(0, 0), (0, 1), (1, 1)]:  # the kill came before (1, 0) was written
-        shutil.copy(whole.locate(f"physics/{sample.file_of(*cell)}"), folder)
+        shutil.copy(whole.locate(f"0000/{sample.file_of(*cell)}"), folder)
     drawn = []
     monkeypatch.setattr(
         video, "write", lambda path, *rest, write=video.write: (drawn.append(path.name), write(path, *rest))
     )
-    made = sampled(home, "cog-base", str(tmp_path / "physics.jsonl"))
+    made = sampled(home, "cog-base", str(tmp_path / "physics/0000.jsonl"))
     assert drawn == [sample.file_of(1, 0), sample.file_of(1, 1)]
     assert made.header.files == whole.header.files
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [(None, "no such prompt file"), ("a ball\n\na box\n", ":2: an empty prompt"), ("", ":1: an empty")],
-)
-def test_bad_prompt_files_are_named(tmp_path, text, says):
-    path = tmp_path / "prompts.txt"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(Problem, match=says):
-        sample.read_prompts(path)
 
 
 def test_the_static_control_needs_what_it_repeats(home, tmp_path):

@@ -382,6 +382,7 @@ def test_from_a_clip_to_a_sampled_video(folder, network, tmp_path):
     raw["backbones"]["cogvideox"] |= {"weights": str(models / "cogvideox")}
     raw["backbones"]["cogvideox"]["sampling"] |= {"steps": 2}
     raw["align"] |= few
+    raw["benches"]["physics"] |= {"prompts": str(tmp_path / "prompts.txt")}
     params = config.parse(raw)
 
     def pin(stage: str, **names) -> str:
@@ -423,5 +424,5 @@ def test_from_a_clip_to_a_sampled_video(folder, network, tmp_path):
     manifest.write_text(Path(at("prompts.txt")), PROMPTS[0] + "\n")
     share = pin("sample", run="cog-videojam", seed=0, bench="physics")
     assert config.SamplePin.load(share).inner_guidance == 3.0
-    sample.run(share, at("prompts.txt"), at("work"), at("samples/physics.jsonl"), run=at("run/manifest.jsonl"))
-    assert len(manifest.read(at("samples/physics.jsonl"), manifest.Sample).rows) == 1
+    sample.run(share, 0, at("work"), at("samples/physics/0000.jsonl"), run=at("run/manifest.jsonl"))
+    assert len(manifest.read(at("samples/physics/0000.jsonl"), manifest.Sample).rows) == 1

@@ -105,10 +105,10 @@ COMMANDS = {
     ),
     "sample": Command(
         "moalign.stages.sample:run",
-        "sample a bench's videos from one run",
+        "sample a shard of a bench's videos from one run",
         (
             CONFIG,
-            Flag("prompts", "the bench's prompts, one per line"),
+            SHARD,
             Flag("run", "stage 2's manifest; without it the stock weights are sampled", optional=True),
             Flag("still", "manifest of Sample rows whose first frames are repeated: the static control", optional=True),
             Flag("work", "folder for wandb's mirror"),
@@ -118,7 +118,12 @@ COMMANDS = {
     "bench": Command(
         "moalign.stages.bench:run",
         "rate the videos of one run",
-        (CONFIG, Flag("samples", "manifest of Sample rows"), OUT),
+        (
+            CONFIG,
+            Flag("samples", "manifests of Sample rows, one for each shard", many=True),
+            Flag("work", "folder for what a benchmark's own rater leaves; a killed rating goes on from there"),
+            OUT,
+        ),
     ),
     "report": Command(
         "moalign.stages.report:run",
@@ -159,6 +164,15 @@ COMMANDS = {
         (
             Flag("results", "results/SCALE"),
             Flag("jobs", "files at a time, one per core by default", number=True, optional=True),
+        ),
+    ),
+    "prompts": Command(
+        "moalign.stages.prompts:run",
+        "count what the benches ask: prompts, videos, dimensions",
+        (
+            Flag("params", "params.yaml, the default", optional=True),
+            Flag("scale", "in place of the one that it names", optional=True),
+            Flag("help-fetch", "say which files are needed, where they come from and where they go", switch=True),
         ),
     ),
     "weights check": Command(

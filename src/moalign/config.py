@@ -36,6 +36,8 @@ REVISIONS = {
     "miniature": 1,
 }
 
+SUITES = ("videophy", "videophy2", "vbench", "vbench2")  # benchmarks that bring a rater
+
 FROZEN = "MOALIGN_PARAMS"  # environment variable: path of a submission's parameters
 
 Count = Annotated[int, Field(gt=0)]
@@ -267,14 +269,49 @@ class Run(Section):
     """static control: the first frames of this run's videos, repeated"""
 
 
-class Bench(Section):
-    """Prompts, videos per prompt, and who rates them."""
+class Asked(Section):
+    """The videos that a bench asks for."""
 
+    suite: Literal["lines", "videophy", "videophy2", "vbench", "vbench2"] = "lines"
+    """whose prompt file `prompts` is; lines: one prompt to a line"""
     prompts: str
+    variant: Literal["short", "extended"] = "short"
+    """what the model is given; raters see the short prompt"""
+    extended: str | None = None
+    """file of the longer texts, a line to each prompt; VideoPhy2's own file has them beside its prompts"""
     videos: Count
-    raters: Annotated[tuple[Literal["motion", "physics"], ...], Strict(False), Field(min_length=1)]
+    """of each prompt"""
+    more: dict[str, Count] = {}
+    """of a prompt that is rated on this dimension"""
+    shards: Count = 1
+    """jobs that share a run's videos"""
+
+
+class Bench(Asked):
+    """Prompts, videos of each, and who rates them."""
+
+    raters: Annotated[
+        tuple[Literal["motion", "physics", "videophy", "videophy2", "vbench", "vbench2"], ...],
+        Strict(False),
+        Field(min_length=1),
+    ]
     rules: str | None = None
     """what `moalign judge rules` measured; the rater `physics` needs it"""
+
+
+class Rater(Section):
+    """A benchmark's own rater, in an environment of its own: files cross the border, nothing is imported."""
+
+    python: str
+    """interpreter of its environment (envs/), or of one that you have"""
+    code: str | None = None
+    """checkout of its repository"""
+    weights: str | None = None
+    """folder of its checkpoint"""
+    mode: Literal["standard", "long"] | None = None
+    """VBench's evaluator: `standard`, or the leaderboard's for clips of 5 s and more"""
+    dimensions: Annotated[tuple[str, ...], Strict(False)] | None = None
+    """which of VBench's; all, where null, and only then there is a total"""
 
 
 class Table(Section):
@@ -362,6 +399,7 @@ class Params(Section):
     methods: dict[str, Method]
     runs: dict[str, Run]
     benches: dict[str, Bench]
+    raters: dict[Literal["videophy", "videophy2", "vbench", "vbench2"], Rater] = {}
     tables: dict[str, Table]
     report: Report
     wandb: Wandb
@@ -390,6 +428,10 @@ class Params(Section):
         rows = [self.runs[run] for run, _ in self.trainings()]
         pairs = [(row.backbone, self.methods[row.method].target) for row in rows]
         return list(dict.fromkeys(pair for pair in pairs if pair[1] != "none"))
+
+    def samples(self, run: str, bench: str, seed: int | str) -> list[str]:
+        """Manifests of a run's videos for a bench, one for each shard, below results/SCALE."""
+        return [f"samples/{run}/s{seed}/{bench}/{shard:04d}.jsonl" for shard in range(self.benches[bench].shards)]
 
     def rows(self) -> list[tuple[str, str, int]]:
         """(run, bench, seed) of every row of every table, once each, in the tables' order."""
@@ -679,6 +721,25 @@ def _check_benches(params: Params, path: str) -> None:
             raise Problem(f"{path}: benches.{name}.rules: missing; the rater 'physics' needs the file of its rules")
         if "physics" not in row.raters and row.rules is not None:
             raise Problem(f"{path}: benches.{name}.rules: only the rater 'physics' reads them; remove it")
+        if row.extended is not None and row.variant == "short":
+            raise Problem(f"{path}: benches.{name}.extended: nobody reads it where `variant` is short; remove one")
+        for rater in row.raters:
+            if rater in SUITES and rater not in params.raters:
+                raise Problem(f"{path}: raters.{rater}: missing; benches.{name} asks it, so say how it is started")
+            if rater in SUITES and rater != row.suite:
+                raise Problem(
+                    f"{path}: benches.{name}.raters: {rater} rates the prompts of its own suite, not {row.suite}"
+                )
+    for name, row in params.raters.items():
+        vbench = name in ("vbench", "vbench2")
+        if not vbench and (row.code is None or row.weights is None):
+            raise Problem(f"{path}: raters.{name}: `code` and `weights` are needed, its checkout and its checkpoint")
+        if (row.mode is None) == (name == "vbench"):
+            raise Problem(
+                f"{path}: raters.{name}.mode: vbench has the modes standard and long, and no other rater has any"
+            )
+        if not vbench and row.dimensions is not None:
+            raise Problem(f"{path}: raters.{name}.dimensions: only vbench and vbench2 have them; remove it")
 
 
 def _check_tables(params: Params, path: str) -> None:
@@ -784,7 +845,7 @@ class SamplePin(ComputePin):
     """of a run that paints flow beside the video"""
     still_of: str | None
     backbone: Backbone
-    videos: Count
+    asked: Asked
     noise_seed: Natural
 
 
@@ -792,6 +853,8 @@ class BenchPin(ComputePin):
     run: str
     seed: Natural
     bench: Bench
+    raters: dict[str, Rater]
+    """of those that the bench asks, the benchmarks' own"""
     flow: Flow
 
 
@@ -858,8 +921,10 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
     if stage == "sample":
         made |= {"trained": run.method is not None, "still_of": run.still_of, "noise_seed": params.sample.seed}
         inner = params.methods[run.method].inner_guidance if run.method else None
-        return SamplePin(**made, inner_guidance=inner, backbone=params.backbones[run.backbone], videos=bench.videos)
-    return BenchPin(**made, bench=bench, flow=params.flow)
+        asked = Asked(**bench.model_dump(include=set(Asked.model_fields)))
+        return SamplePin(**made, inner_guidance=inner, backbone=params.backbones[run.backbone], asked=asked)
+    raters = {name: row for name, row in params.raters.items() if name in bench.raters}
+    return BenchPin(**made, bench=bench, raters=raters, flow=params.flow)
 
 
 def _draws(params: Params) -> dict[str, Any]:

@@ -114,8 +114,9 @@ class Weights:
 class Sample:
     """A sampled video of a bench."""
 
-    prompt_id: int  # row of the bench's prompt file
-    prompt: str
+    prompt_id: int  # place among the bench's prompts
+    prompt: str  # the benchmark's own, which raters see
+    text: str  # what the model was given
     index: int  # 0.. among the videos of one prompt
     seed: int  # of its noise: a function of (sample.seed, prompt_id, index) alone
     file: str

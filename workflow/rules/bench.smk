@@ -2,23 +2,23 @@
 
 
 rule sample_run:
-    """A bench's videos from one run (Sec. 5.1)."""
+    """One shard of a bench's videos from one run (Sec. 5.1)."""
     input:
         lambda wildcards: weights(PARAMS.backbones[PARAMS.runs[wildcards.run].backbone].weights),
         config="results/{scale}/pins/sample/{run}-s{seed}-{bench}.yaml",
-        prompts=lambda wildcards: PARAMS.benches[wildcards.bench].prompts,
+        prompts=lambda wildcards: asked(wildcards.bench),
         run=lambda wildcards: (
             "results/{scale}/runs/{run}/s{seed}/manifest.jsonl" if PARAMS.runs[wildcards.run].method else []
         ),
         still=lambda wildcards: (
-            f"results/{{scale}}/samples/{PARAMS.runs[wildcards.run].still_of}/s{{seed}}/{{bench}}.jsonl"
+            f"results/{{scale}}/samples/{PARAMS.runs[wildcards.run].still_of}/s{{seed}}/{{bench}}/{{shard}}.jsonl"
             if PARAMS.runs[wildcards.run].still_of
             else []
         ),
     output:
-        "results/{scale}/samples/{run}/s{seed}/{bench}.jsonl",
+        "results/{scale}/samples/{run}/s{seed}/{bench}/{shard}.jsonl",
     log:
-        "results/{scale}/logs/sample/{run}-s{seed}-{bench}.log",
+        "results/{scale}/logs/sample/{run}-s{seed}-{bench}-{shard}.log",
     conda:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
@@ -27,14 +27,14 @@ rule sample_run:
         run=lambda wildcards, input: f"--run {input.run}" if input.run else "",
         still=lambda wildcards, input: f"--still {input.still}" if input.still else "",
     shell:
-        "moalign sample --config {input.config} --prompts {input.prompts} {params.run} {params.still}"
+        "moalign sample --config {input.config} --shard {wildcards.shard} {params.run} {params.still}"
         " --work {params.work} --out {output} > {log} 2>&1"
 
 
 rule sample:
     """All videos that a table needs."""
     input:
-        cells("samples"),
+        [path for cell in cells() for path in samples(*cell)],
 
 
 rule bench_run:
@@ -43,7 +43,8 @@ rule bench_run:
         weights(PARAMS.flow.weights),
         lambda wildcards: PARAMS.benches[wildcards.bench].rules or [],
         config="results/{scale}/pins/bench/{run}-s{seed}-{bench}.yaml",
-        samples="results/{scale}/samples/{run}/s{seed}/{bench}.jsonl",
+        prompts=lambda wildcards: asked(wildcards.bench),
+        samples=lambda wildcards: samples(wildcards.run, wildcards.bench, wildcards.seed),
     output:
         "results/{scale}/scores/{run}/s{seed}/{bench}.jsonl",
     log:
@@ -51,14 +52,17 @@ rule bench_run:
     conda:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
+    params:
+        work="work/{scale}/{run}-s{seed}",
     shell:
-        "moalign bench --config {input.config} --samples {input.samples} --out {output} > {log} 2>&1"
+        "moalign bench --config {input.config} --samples {input.samples} --work {params.work} --out {output}"
+        " > {log} 2>&1"
 
 
 rule bench:
     """All scores."""
     input:
-        cells("scores"),
+        [f"{RESULTS}/scores/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in cells()],
 
 
 rule report:

@@ -94,11 +94,21 @@ def aligned_with(run):
     return row.backbone, None if target == "none" else target
 
 
-def cells(folder):
-    """Manifests of every row of every table, and of what a static control repeats."""
+def asked(bench):
+    """Files of a bench's prompts, and of what a model is given in their place."""
+    row = PARAMS.benches[bench]
+    return [path for path in (row.prompts, row.extended) if path]
+
+
+def samples(run, bench, seed):
+    """Manifests of a run's videos, a shard each."""
+    return [f"{RESULTS}/{path}" for path in PARAMS.samples(run, bench, seed)]
+
+
+def cells():
+    """(run, bench, seed) of every row of every table, and of what a static control repeats."""
     rows = {(PARAMS.runs[run].still_of or run, bench, seed): None for run, bench, seed in PARAMS.rows()}
-    rows |= dict.fromkeys(PARAMS.rows())
-    return [f"{RESULTS}/{folder}/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in rows]
+    return list(rows | dict.fromkeys(PARAMS.rows()))
 
 
 def annotations(name):

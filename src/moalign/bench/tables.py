@@ -96,8 +96,8 @@ def make_table(results: Path, params: Params, name: str) -> Table:
     for run in row.rows:
         rated[run] = {}
         for seed in params.seeds_of(run):
-            samples = manifest.read(results / f"samples/{run}/s{seed}/{row.bench}.jsonl", Sample)
-            keys |= {(video.prompt_id, video.index) for video in samples.rows}
+            for path in params.samples(run, row.bench, seed):
+                keys |= {(video.prompt_id, video.index) for video in manifest.read(results / path, Sample).rows}
             given = manifest.read(results / f"scores/{run}/s{seed}/{row.bench}.jsonl", Score)
             rated[run][seed] = given.rows + scores.joint(given.rows)
             pins[run] = " ".join([*pins.get(run, "").split(), given.header.pin[:10]])

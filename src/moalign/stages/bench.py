@@ -1,6 +1,6 @@
 """Rate the videos of one run on one bench (Sec. 5.1): one Score row per video and metric.
 
-    moalign bench --config PIN --samples samples/RUN/sSEED/BENCH.jsonl --out scores/RUN/sSEED/BENCH.jsonl
+    moalign bench --config PIN --samples samples/RUN/sSEED/BENCH/*.jsonl --work FOLDER --out BENCH.jsonl
 
 A benchmark's own script averages whatever it finds. Here a video that is missing, broken, doubled or of another length
 stops the rating with a list of them all; a video that no rater can judge (one frame) is listed in the manifest's notes.
@@ -8,16 +8,17 @@ The judge of physics leaves none out: where it finds nothing, that is its verdic
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from moalign import device, manifest, video
-from moalign.bench import motion, physics
+from moalign.bench import motion, physics, prompts
 from moalign.config import BenchPin
 from moalign.errors import Problem
-from moalign.manifest import Making, Manifest, Sample, Score
+from moalign.manifest import Making, Sample, Score
 from moalign.progress import track
 from moalign.teacher import raft
 from moalign.world import captions
@@ -27,7 +28,16 @@ SHOWN = 20  # faults that a message lists one by one
 Rater = Callable[[Sample, np.ndarray], list[Score]]  # frames uint8 [F, H, W, 3]
 
 
-def motion_rater(pin: BenchPin, given: Manifest[Sample], made: Making[Score]) -> Rater:
+@dataclass(frozen=True)
+class Given:
+    """The videos of one run on one bench."""
+
+    videos: list[tuple[Path, Sample]]  # all shards, in order
+    asked: list[prompts.Prompt]
+    where: str  # how a message calls them
+
+
+def motion_rater(pin: BenchPin, given: Given, made: Making[Score]) -> Rater:
     """Rater "motion", with the project's own flow network."""
     place = device.use(pin.machine)
     network = raft.load(pin.flow).to(place)
@@ -38,57 +48,58 @@ def motion_rater(pin: BenchPin, given: Manifest[Sample], made: Making[Score]) ->
     return lambda sample, frames: motion.rate(sample, frames, pair_flow, pin.flow.size)
 
 
-def physics_rater(pin: BenchPin, given: Manifest[Sample], made: Making[Score]) -> Rater:
+def physics_rater(pin: BenchPin, given: Given, made: Making[Score]) -> Rater:
     """Rater "physics": each video against its own prompt and against the next one; what real clips get is noted."""
     rules = physics.Rules.load(pin.bench.rules)
-    prompts = read_prompts(pin, given, rules)
-    others = dict(zip(prompts, [*list(prompts)[1:], *list(prompts)[:1]], strict=True))
+    named = names_in(pin, given.asked, rules)
+    others = [*named[1:], *named[:1]]
     made.notes["reference"] = rules.reference
     made.count("nothing found", 0)
 
     def rate(sample: Sample, frames: np.ndarray) -> list[Score]:
         seen = physics.see(frames, rules)
         made.count("nothing found", int(seen is None))
-        return physics.rate(sample, seen, prompts[sample.prompt_id], prompts[others[sample.prompt_id]], rules)
+        return physics.rate(sample, seen, named[sample.prompt_id], others[sample.prompt_id], rules)
 
     return rate
 
 
-def read_prompts(pin: BenchPin, given: Manifest[Sample], rules: physics.Rules) -> dict[int, captions.Attributes]:
-    """What each prompt names, in their order; Problem where the judge does not know one, or where there is but one."""
-    texts = {sample.prompt_id: sample.prompt for sample in given.rows}
-    prompts = {number: captions.named(texts[number]) for number in sorted(texts)}
+def names_in(pin: BenchPin, asked: list[prompts.Prompt], rules: physics.Rules) -> list[captions.Attributes]:
+    """What each prompt names; Problem where the judge does not know one, or where there is but one."""
+    named = [captions.named(prompt.name) for prompt in asked]
     faults = [
-        f"line {number + 1}: {texts[number]!r}: {fault}"
-        for number, prompt in prompts.items()
-        if (fault := physics.unknown(prompt, rules.bins))
+        f"line {number}: {prompt.name!r}: {fault}"
+        for number, (prompt, attributes) in enumerate(zip(asked, named, strict=True), 1)
+        if (fault := physics.unknown(attributes, rules.bins))
     ]
-    if len(prompts) < 2:
+    if len(named) < 2:
         faults.append("a video is rated against another prompt too: two are needed")
     if faults:
         raise Problem(f"{pin.bench.prompts}: not for the rater 'physics'; reword, or leave it out:\n  {listed(faults)}")
-    return prompts
+    return named
 
 
-RATERS: dict[str, Callable[[BenchPin, Manifest[Sample], Making[Score]], Rater]] = {
+RATERS: dict[str, Callable[[BenchPin, Given, Making[Score]], Rater]] = {
     "motion": motion_rater,
     "physics": physics_rater,
 }
 
 
-def run(config: str | Path, samples: str | Path, out: str | Path) -> None:
-    """Write the Score manifest `out` from the Sample manifest `samples`."""
+def run(config: str | Path, samples: list[str | Path], work: str | Path, out: str | Path) -> None:
+    """Write the Score manifest `out` from the Sample manifests of all shards."""
     pin = BenchPin.load(config)
-    given = manifest.read(samples, Sample)
-    refuse(faults_of(given, pin.bench.videos), given)
-    inputs = [samples, *filter(None, [pin.bench.rules])]
+    shards = [manifest.read(path, Sample) for path in samples]
+    videos = [(shard.locate(row.file), row) for shard in shards for row in shard.rows]
+    given = Given(videos, prompts.load(pin.bench), str(Path(samples[0]).parent))
+    refuse(faults_of(given), given)
+    inputs = [*samples, *filter(None, [pin.bench.prompts, pin.bench.extended, pin.bench.rules])]
     with manifest.making(out, Score, pin=config, inputs=inputs) as made:
         raters = {rater: RATERS[rater](pin, given, made) for rater in pin.bench.raters}
         faults: list[str] = []
         without: dict[str, list] = {rater: [] for rater in raters}
-        for sample in track(given.rows, f"rate {pin.run} s{pin.seed}"):
+        for path, sample in track(given.videos, f"rate {pin.run} s{pin.seed}"):
             try:
-                frames = video.read(given.locate(sample.file), list(range(sample.frames)))
+                frames = video.read(path, list(range(sample.frames)))
             except video.BadVideo as error:
                 faults.append(f"{name(sample)}: {error}")
                 continue
@@ -98,30 +109,31 @@ def run(config: str | Path, samples: str | Path, out: str | Path) -> None:
                 if not found:
                     without[rater].append([sample.prompt_id, sample.index])
         refuse(faults, given)
-        made.count("videos", len(given.rows))
+        made.count("videos", len(given.videos))
         made.count("without a number", sum(map(len, without.values())))
         made.notes["without_number"] = without
 
 
-def faults_of(given: Manifest[Sample], videos: int) -> list[str]:
+def faults_of(given: Given) -> list[str]:
     """What is wrong with a set of samples, found before any is rated: one line per fault."""
-    faults, keys = [], set()
-    for sample in given.rows:
-        if (sample.prompt_id, sample.index) in keys:
+    faults, keys, wanted = [], set(), set(prompts.plan(given.asked))
+    for path, sample in given.videos:
+        key = (sample.prompt_id, sample.index)
+        if key in keys:
             faults.append(f"{name(sample)}: listed twice")
-        keys.add((sample.prompt_id, sample.index))
+        elif key not in wanted:
+            faults.append(f"{name(sample)}: not asked for")
+        elif (sample.prompt, sample.text) != (given.asked[key[0]].name, given.asked[key[0]].text):
+            faults.append(f"{name(sample)}: sampled for another prompt, {sample.prompt!r}")
+        keys.add(key)
         try:
-            frames = video.probe(given.locate(sample.file)).frames
+            frames = video.probe(path).frames
         except video.BadVideo as error:
             faults.append(f"{name(sample)}: {error}")
             continue
         if frames != sample.frames:
             faults.append(f"{name(sample)}: {sample.file} holds {frames} frames, {sample.frames} were sampled")
-    prompts = range(max(1 + max((prompt for prompt, _ in keys), default=-1), given.header.counts.get("prompts", 0)))
-    wanted = {(prompt, index) for prompt in prompts for index in range(videos)}
-    faults += [f"prompt {prompt}, video {index}: not sampled" for prompt, index in sorted(wanted - keys)]
-    faults += [f"prompt {prompt}, video {index}: more than benches.videos" for prompt, index in sorted(keys - wanted)]
-    return faults or ([] if keys else ["no videos at all"])
+    return faults + [f"prompt {prompt}, video {index}: not sampled" for prompt, index in sorted(wanted - keys)]
 
 
 def name(sample: Sample) -> str:
@@ -129,10 +141,10 @@ def name(sample: Sample) -> str:
     return f"prompt {sample.prompt_id}, video {sample.index}"
 
 
-def refuse(faults: list[str], given: Manifest[Sample]) -> None:
+def refuse(faults: list[str], given: Given) -> None:
     """Problem that lists the faults, if any."""
     if faults:
-        raise Problem(f"{given.path}: {len(faults)} faults, nothing rated; sample this run again:\n  {listed(faults)}")
+        raise Problem(f"{given.where}: {len(faults)} faults, nothing rated; sample this run again:\n  {listed(faults)}")
 
 
 def listed(faults: list[str]) -> str:

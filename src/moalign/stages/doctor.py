@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from moalign import config
+from moalign.bench import prompts
 from moalign.config import Params
 from moalign.errors import Problem
 from moalign.progress import say
@@ -299,10 +300,19 @@ def bytes_needed(params: Params, top: Path = Path()) -> dict[str, int]:
     needs["checkpoints"] = sum(models) * 3 * KEPT  # weights and Adam's two moments
     needs["samples"] = 0
     for run, bench, _ in params.rows():
-        row, prompts = params.backbones[params.runs[run].backbone], top / params.benches[bench].prompts
-        videos = params.benches[bench].videos * (len(prompts.read_text().splitlines()) if prompts.is_file() else 0)
-        needs["samples"] += videos * row.frames * math.prod(row.size) * BITS_PER_PIXEL / 8
+        row = params.backbones[params.runs[run].backbone]
+        needs["samples"] += (
+            videos_of(params.benches[bench], top) * row.frames * math.prod(row.size) * BITS_PER_PIXEL / 8
+        )
     return {name: int(need) for name, need in needs.items()}
+
+
+def videos_of(bench: config.Bench, top: Path) -> int:
+    """How many videos a bench asks of a run; none where its prompts are not here yet."""
+    paths = {name: str(top / path) for name in ("prompts", "extended") if (path := getattr(bench, name))}
+    if not all(Path(path).is_file() for path in paths.values()):
+        return 0
+    return len(prompts.plan(prompts.load(bench.model_copy(update=paths))))
 
 
 def latent(params: Params, backbone: str) -> int:

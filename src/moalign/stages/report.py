@@ -89,7 +89,7 @@ def expected(params: Params) -> dict[str, list[tuple[str, type]]]:
             for item in sharded(f"targets/{backbone}/{target}", Target, params.align.train_on)
         ],
         "align": [(f"runs/{name}/s{seed}/manifest.jsonl", Weights) for name, seed in params.trainings()],
-        "sample": [(f"samples/{name}/s{seed}/{bench}.jsonl", Sample) for name, bench, seed in rows],
+        "sample": [(path, Sample) for row in rows for path in params.samples(*row)],
         "bench": [(f"scores/{name}/s{seed}/{bench}.jsonl", Score) for name, bench, seed in rows],
     }
 
@@ -300,8 +300,8 @@ def video_wall(results: Path, params: Params, bench: str) -> dict[str, Any]:
 
 def first_videos(results: Path, params: Params, run: str, bench: str) -> dict[int, tuple[Path, Sample]]:
     """Prompt -> where the first video of a run's first training lies."""
-    given = manifest.read(results / f"samples/{run}/s{params.seeds_of(run)[0]}/{bench}.jsonl", Sample)
-    return {row.prompt_id: (given.locate(row.file), row) for row in given.rows if row.index == 0}
+    shards = [manifest.read(results / path, Sample) for path in params.samples(run, bench, params.seeds_of(run)[0])]
+    return {row.prompt_id: (given.locate(row.file), row) for given in shards for row in given.rows if row.index == 0}
 
 
 def evenly(items: list, count: int) -> list:

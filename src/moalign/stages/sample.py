@@ -1,7 +1,7 @@
-"""A bench's videos from one run (Sec. 5.1), or the static control: another run's first frames, repeated.
+"""A shard of a bench's videos from one run (Sec. 5.1), or the static control: another run's first frames, repeated.
 
-`moalign sample --config PIN --prompts FILE [--run MANIFEST] [--still MANIFEST] --out MANIFEST`. Noise is a function of
-(seed, prompt, index) alone, the same for every run of a table. A killed job keeps its finished videos.
+`moalign sample --config PIN --shard 0 [--run MANIFEST] [--still MANIFEST] --work FOLDER --out BENCH/0000.jsonl`. Noise
+is a function of (seed, prompt, index) alone, the same for every run of a table. A killed job keeps its finished videos.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 from torch import Generator
 
 from moalign import backbones, device, manifest, shards, video
+from moalign.bench import prompts
 from moalign.clips import to_frames
 from moalign.config import SamplePin
 from moalign.errors import Problem
@@ -22,8 +23,8 @@ BATCH = {"cpu": 6, "cuda": 1}  # videos per call, the same ones after a kill: th
 MIRRORED = 8  # videos that wandb gets of a run: one for each of the first prompts
 
 
-def run(config: str, prompts: str, work: str, out: str, run: str | None = None, still: str | None = None) -> None:
-    """Write mp4 files below a folder named like the bench, rows of manifest.Sample. `work` is for wandb's mirror."""
+def run(config: str, shard: int, work: str, out: str, run: str | None = None, still: str | None = None) -> None:
+    """Write mp4 files below a folder named like the shard, rows of manifest.Sample. `work` is for wandb's mirror."""
     pin = SamplePin.load(config)
     if bool(pin.still_of) != bool(still):
         known = f"repeats the first frames of {pin.still_of}" if pin.still_of else "is no static control"
@@ -31,9 +32,11 @@ def run(config: str, prompts: str, work: str, out: str, run: str | None = None, 
     if pin.trained != bool(run):
         known = "is trained: give its manifest" if pin.trained else "is sampled with the weights as they came"
         raise Problem(f"--run: {'given' if run else 'missing'}; {pin.run} {known}")
-    texts = read_prompts(prompts)
-    plan = [(number, index) for number in range(len(texts)) for index in range(pin.videos)]
-    inputs = [path for path in (prompts, run, still) if path]
+    if not 0 <= shard < pin.asked.shards:
+        raise Problem(f"--shard: {shard} is not among the {pin.asked.shards} shards, which count from 0")
+    asked = prompts.load(pin.asked)
+    plan = prompts.plan(asked, shard, pin.asked.shards)
+    inputs = [path for path in (pin.asked.prompts, pin.asked.extended, run, still) if path]
     with manifest.making(out, manifest.Sample, pin=config, inputs=inputs) as made:
         name = made.path.stem
         key = "".join(manifest.sha256(path) for path in (config, *inputs))
@@ -45,30 +48,20 @@ def run(config: str, prompts: str, work: str, out: str, run: str | None = None, 
         if todo and still:
             repeat_first(todo, manifest.read(still, manifest.Sample), folder)
         elif todo:
-            draw(pin, texts, todo, folder, run)
+            draw(pin, [prompt.text for prompt in asked], todo, folder, run)
         for number, index in plan:
             file = f"{name}/{file_of(number, index)}"
             made.file(file)
             seed = noise_seed(pin.noise_seed, number, index)
-            row = pin.backbone
-            made.rows.append(manifest.Sample(number, texts[number], index, seed, file, row.fps, row.frames))
+            prompt, row = asked[number], pin.backbone
+            made.rows.append(manifest.Sample(number, prompt.name, prompt.text, index, seed, file, row.fps, row.frames))
         made.count("videos", len(plan))
-        made.count("prompts", len(texts))
-        mirror = Mirror(Path(work) / name, pin.model_dump(mode="json"), f"{pin.run}-s{pin.seed}-{name}")
-        mirror.videos({row.prompt: made.path.parent / row.file for row in made.rows[:: pin.videos][:MIRRORED]})
-        mirror.finish()
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a bench, one per line; Problem where there is none, or an empty one."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise Problem(f"{path}: no such prompt file; see docs/data.md for what to fetch and where it goes") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise Problem(f"{path}:{number}: an empty prompt; remove the line")
-    return [line.strip() for line in lines]
+        if shard == 0:
+            bench = made.path.parent.name
+            first = [row for row in made.rows if row.index == 0][:MIRRORED]
+            mirror = Mirror(Path(work) / bench, pin.model_dump(mode="json"), f"{pin.run}-s{pin.seed}-{bench}")
+            mirror.videos({row.prompt: made.path.parent / row.file for row in first})
+            mirror.finish()
 
 
 def draw(pin: SamplePin, texts: list[str], todo: list[list[tuple[int, int]]], folder: Path, run: str | None) -> None:
