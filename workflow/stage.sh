@@ -5,4 +5,9 @@
 export SNAKEMAKE_PROFILE
 command -v snakemake > /dev/null || { echo "snakemake is not on the PATH: activate the environment, . .venv/bin/activate" >&2; exit 1; }
 milestone=$1
+# A folder that DVC has just filled, a clone or one of `dvc exp run --queue`: what lies there is current, whatever its dates.
+if [ ! -e .snakemake/metadata ] && ls results/*/pins > /dev/null 2>&1; then
+    echo "marking what DVC has brought as current" >&2
+    snakemake --touch --forceall --quiet all -- all || exit 1
+fi
 exec snakemake --allowed-rules "$@" -- "$milestone"

@@ -30,8 +30,8 @@ REVISIONS = {
     "teacher": 1,
     "targets": 1,
     "align": 1,
-    "sample": 1,
-    "bench": 1,
+    "sample": 2,
+    "bench": 2,
     "report": 2,
     "miniature": 1,
 }

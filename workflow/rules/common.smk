@@ -211,6 +211,17 @@ PINS = all_pins()
 
 
 def share(wildcards):
-    """A job's share of the parameters, resolved, kept under its hash: what a dry run names when it says what changed."""
+    """A job's share of the parameters, resolved, kept under its hash: what a dry run names when it says what changed.
+
+    It is the newer one exactly where the pin holds another text, whatever dates a checkout or a touch has given them.
+    """
     stage, names = PINS[wildcards.name]
-    return keep(stage, settings.dump(settings.pin(PARAMS, stage, **names)))
+    text = settings.dump(settings.pin(PARAMS, stage, **names))
+    path, pin = Path(keep(stage, text)), Path(RESULTS, "pins", f"{wildcards.name}.yaml")
+    if workflow.is_main_process and pin.exists():
+        current, newer = pin.read_text(encoding="utf-8") == text, path.stat().st_mtime > pin.stat().st_mtime
+        if current and newer:
+            os.utime(path, (0, 0))
+        elif not current and not newer:
+            os.utime(path)
+    return str(path)

@@ -3,6 +3,8 @@
 
 rule pin:
     """A job's share of the parameters. It changes only when that share does, and then its job runs again."""
+    input:
+        share,
     output:
         "results/{scale}/pins/{name}.yaml",
     log:
@@ -11,10 +13,8 @@ rule pin:
         name="|".join(PINS),
     conda:
         "../../envs/moalign.yaml"
-    params:
-        share=share,
     shell:
-        "cp {params.share} {output} > {log} 2>&1"
+        "cp {input} {output} > {log} 2>&1"
 
 
 rule pins:
