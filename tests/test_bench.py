@@ -235,10 +235,8 @@ def test_every_fault_is_named_and_nothing_is_rated(folder):
     video.write(folder / "3.mp4", moving_square(5), 8)
     with manifest.making(folder / "samples.jsonl", Sample, pin=folder / "pin.yaml") as made:
         made.rows += [*rows, sample("5.mp4", 6), sample("4.mp4", 4)]
-    with open(folder / "prompts.txt", "r+") as file:
-        text = file.read().replace("ball 2", "box 2")
-        file.seek(0)
-        file.write(text)
+    prompts = folder / "prompts.txt"
+    prompts.write_text(prompts.read_text().replace("ball 2", "box 2"))
     with pytest.raises(Problem) as caught:
         rate(folder)
     text = str(caught.value)

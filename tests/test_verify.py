@@ -103,11 +103,13 @@ def test_what_no_manifest_names_is_listed_and_is_no_damage(results, capsys):
 
 
 def test_a_damaged_video_is_removed_too_for_its_stage_keeps_what_is_there(results, capsys):
-    rows = [{"prompt_id": i, "prompt": "p", "index": 0, "seed": 1, "file": f"b/{i}.mp4"} for i in range(2)]
+    rows = [
+        {"prompt_id": i, "prompt": "p", "text": "p", "index": 0, "seed": 1, "file": f"0000/{i}.mp4"} for i in range(2)
+    ]
     rows = [{**row, "fps": 8.0, "frames": 17} for row in rows]
-    write(results / "samples/r/s0/b.jsonl", "Sample", rows, {f"b/{i}.mp4": b"video %d" % i for i in range(2)})
-    (results / "samples/r/s0/b/.key").write_text("k")
-    flip(results / "samples/r/s0/b/1.mp4")
+    write(results / "samples/r/s0/b/0000.jsonl", "Sample", rows, {f"0000/{i}.mp4": b"video %d" % i for i in range(2)})
+    (results / "samples/r/s0/b/0000/.key").write_text("k")
+    flip(results / "samples/r/s0/b/0000/1.mp4")
     status, said = verify(results, capsys)
     assert status == 1
     subprocess.run(["sh", "-c", re.search("^rm .*$", said, re.MULTILINE)[0]], check=True)
