@@ -3,7 +3,7 @@ BIN := $(CURDIR)/.venv/bin
 UV_VERSION := 0.13.9
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help run env test test-faults bench-loss bench-data bench-overhead bench-scale lint format schema revisions lock restore record slurm-up slurm-down clean
+.PHONY: help run env rater-vbench rater-videophy test test-faults bench-loss bench-data bench-overhead bench-scale lint format schema revisions lock restore record slurm-up slurm-down clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,10 @@ env: .venv/installed  ## create .venv from requirements.lock
 	uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+rater-vbench rater-videophy: rater-%: env  ## a rater's environment, envs/NAME/.venv, from its lock (docs/raters.md)
+	uv venv --quiet --allow-existing --python $(if $(filter videophy,$*),3.10,3.11) envs/$*/.venv
+	uv pip sync --quiet --python envs/$*/.venv/bin/python --require-hashes envs/$*/requirements.lock
 
 test: env  ## all tests that need no GPU, no cluster and no rater
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not faults and not gpu"
@@ -52,8 +56,10 @@ schema: env  ## resources/params.schema.json from the types in config.py
 revisions: env  ## record that a change of code leaves its stage's results as they are
 	python tests/test_revisions.py
 
-lock: env  ## requirements.lock from pyproject.toml
+lock: env  ## requirements.lock from pyproject.toml, and the raters' locks from what they ask
 	uv pip compile pyproject.toml --quiet --extra dev --generate-hashes --no-header --python-version 3.11 -o requirements.lock
+	uv pip compile envs/vbench/requirements.in --quiet --generate-hashes --no-header --python-version 3.11 -o envs/vbench/requirements.lock
+	uv pip compile envs/videophy/requirements.in --quiet --generate-hashes --no-header --python-version 3.10 -o envs/videophy/requirements.lock
 
 restore: env  ## after `git checkout` and `dvc pull`: tell Snakemake that what lies there is current
 	snakemake --profile local --touch --forceall all

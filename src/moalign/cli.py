@@ -156,6 +156,7 @@ COMMANDS = {
             Flag("profile", "local, the default, or slurm", optional=True),
             Flag("params", "params.yaml, the default", optional=True),
             Flag("scale", "in place of the one that it names", optional=True),
+            Flag("raters", "only the benchmarks' own raters: import what each needs in its environment", switch=True),
         ),
     ),
     "data verify": Command(

@@ -55,6 +55,7 @@ def run(task: Task, place: Path) -> None:
     """One command; its words go to `log.txt`, and to the error where it fails."""
     started, log = time.monotonic(), place / "log.txt"
     environment = {name: value for name, value in os.environ.items() if name not in OURS} | OFFLINE
+    environment["PATH"] = f"{Path(task.command[0]).absolute().parent}:{os.environ['PATH']}"  # VBench starts `python`
     try:
         with open(log, "w") as words:
             done = subprocess.run(task.command, cwd=task.cwd, env=environment, stdout=words, stderr=words, check=False)

@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 
 from moalign import config
 from moalign.bench import prompts
+from moalign.bench.external import OFFLINE
 from moalign.config import Params
 from moalign.errors import Problem
 from moalign.progress import say
@@ -54,8 +55,8 @@ class Site:
         return self.profile.get("executor") == "slurm"
 
 
-def run(profile: str = "local", params: str = "params.yaml", scale: str | None = None) -> int:
-    """Print a line for each need; 0 where all are met, else 1."""
+def run(profile: str = "local", params: str = "params.yaml", scale: str | None = None, raters: bool = False) -> int:
+    """Print a line for each need; 0 where all are met, else 1. `raters`: of the benchmarks' own raters alone."""
     path = Path(params)
     try:
         loaded = config.load(path, **({"scale": scale} if scale else {}))
@@ -67,7 +68,7 @@ def run(profile: str = "local", params: str = "params.yaml", scale: str | None =
     trainings = len(loaded.trainings())
     show("params", (True, f"{path} at scale {loaded.scale}: {trainings} trainings, {len(loaded.rows())} rows", ""))
     problems = 0
-    for name, check in CHECKS.items():
+    for name, check in ({"raters": ask_raters} if raters else CHECKS).items():
         for finding in check(site):
             problems += not finding[0]
             show(name, finding)
@@ -393,6 +394,77 @@ def wandb(site: Site) -> Iterator[Finding]:
         yield True, f"online, {url.hostname} answers", ""
     except OSError as error:
         yield False, f"online, and {url.hostname} does not answer: {error}", "set wandb.mode: offline; sync later"
+
+
+# --- the benchmarks' own raters ---------------------------------------------------------------------------------------
+
+DETECTRON2 = "detectron2, which no package index has: build it there, or leave the dimension out"
+VBENCH = {  # dimension -> what else it needs, and terms of what it loads that are not Apache's or MIT's
+    "subject_consistency": "",
+    "background_consistency": "",
+    "temporal_flickering": "",
+    "motion_smoothness": "AMT is CC BY-NC",
+    "dynamic_degree": "",
+    "aesthetic_quality": "",
+    "imaging_quality": "pyiqa is CC BY-NC-SA",
+    "object_class": DETECTRON2,
+    "multiple_objects": DETECTRON2,
+    "human_action": "",
+    "color": DETECTRON2,
+    "spatial_relationship": DETECTRON2,
+    "scene": "",
+    "appearance_style": "",
+    "temporal_style": "asks the network for a vocabulary when it is imported",
+    "overall_consistency": "asks the network for a vocabulary when it is imported",
+}
+VIDEOPHY = (  # what their inference scripts import, peft and transformers in versions that go together
+    "import accelerate, decord, einops, h5py, icecream, pandas, sentencepiece, torch;"
+    " from peft import LoraConfig, get_peft_model;"
+    " from transformers.models.llama.tokenization_llama import LlamaTokenizer;"
+    " from transformers.models.clip.image_processing_clip import CLIPImageProcessor"
+)
+VBENCH2 = "import flash_attn, mmcv, mmdet, mmyolo, torch, transformers, vbench2"
+
+
+def ask_raters(site: Site) -> Iterator[Finding]:
+    """Each rater's environment imports what it needs; checkouts and checkpoints are there."""
+    if not site.params.raters:
+        yield True, f"none is asked at scale {site.params.scale}", ""
+    for name, row in site.params.raters.items():
+        python = str(site.top / row.python)
+        if shutil.which(python) is None:
+            make = (
+                "make rater-vbench"
+                if name == "vbench"
+                else "make rater-videophy"
+                if "phy" in name
+                else "docs/raters.md"
+            )
+            yield (
+                False,
+                f"{name}: {row.python}: no such interpreter",
+                f"{make}, or name one of yours: raters.{name}.python",
+            )
+            continue
+        for kind, path in (("code", row.code), ("weights", row.weights)):
+            if path and not (site.top / path).is_dir():
+                yield (
+                    False,
+                    f"{name}: {path}: no such folder",
+                    f"docs/raters.md says what to put there (raters.{name}.{kind})",
+                )
+        wanted = {"": VBENCH2 if name == "vbench2" else VIDEOPHY}
+        if name == "vbench":
+            wanted = {dimension: f"import vbench.{dimension}" for dimension in row.dimensions or VBENCH}
+        for dimension, code in wanted.items():
+            found = ask(
+                "env", *(f"{key}={value}" for key, value in OFFLINE.items()), python, "-W", "ignore", "-c", code
+            )
+            what, remark = f"{name} {dimension}".rstrip(), VBENCH.get(dimension, "")
+            if found.returncode == 0:
+                yield True, f"{what}{f' ({remark})' if remark and remark != DETECTRON2 else ''}", ""
+            else:
+                yield False, f"{what}: {said(found)}", remark or f"install it in that environment ({row.python})"
 
 
 CHECKS: dict[str, Callable[[Site], Iterator[Finding]]] = {
