@@ -32,7 +32,7 @@ REVISIONS = {
     "align": 1,
     "sample": 1,
     "bench": 1,
-    "report": 2,
+    "report": 3,
     "miniature": 1,
 }
 
@@ -285,6 +285,15 @@ class Table(Section):
     rows: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
 
 
+class Primary(Section):
+    """The one comparison that is planned before any run, so that its p needs no adjustment: `ours` minus `base`."""
+
+    bench: str
+    metric: Literal["SA", "PC", "Joint"]
+    ours: str
+    base: str
+
+
 class Report(Section):
     """The page of results."""
 
@@ -363,6 +372,7 @@ class Params(Section):
     runs: dict[str, Run]
     benches: dict[str, Bench]
     tables: dict[str, Table]
+    primary: Primary | None = None
     report: Report
     wandb: Wandb
     machine: Machine
@@ -390,6 +400,13 @@ class Params(Section):
         rows = [self.runs[run] for run, _ in self.trainings()]
         pairs = [(row.backbone, self.methods[row.method].target) for row in rows]
         return list(dict.fromkeys(pair for pair in pairs if pair[1] != "none"))
+
+    def table_of_primary(self) -> str | None:
+        """The first table that holds both runs of the primary contrast."""
+        for name, table in self.tables.items() if self.primary else ():
+            if table.bench == self.primary.bench and {self.primary.ours, self.primary.base} <= set(table.rows):
+                return name
+        return None
 
     def rows(self) -> list[tuple[str, str, int]]:
         """(run, bench, seed) of every row of every table, once each, in the tables' order."""
@@ -479,7 +496,7 @@ def parse(raw: dict, path: str = "params.yaml") -> Params:
     except ValidationError as error:
         raise Problem(explain(error, Params, path)) from None
     checks = (_check_sources, _check_backbones, _check_numbers, _check_methods, _check_runs)
-    for check in (*checks, _check_benches, _check_tables):
+    for check in (*checks, _check_benches, _check_tables, _check_primary):
         check(params, path)
     return params
 
@@ -688,6 +705,22 @@ def _check_tables(params: Params, path: str) -> None:
         _known(table.bench, params.benches, f"tables.{name}.bench", path)
         for index, run in enumerate(table.rows):
             _known(run, params.runs, f"tables.{name}.rows.{index}", path)
+
+
+def _check_primary(params: Params, path: str) -> None:
+    if params.primary is None:
+        return
+    primary = params.primary
+    _known(primary.bench, params.benches, "primary.bench", path)
+    for key in ("ours", "base"):
+        _known(getattr(primary, key), params.runs, f"primary.{key}", path)
+    if primary.ours == primary.base:
+        raise Problem(f"{path}: primary.base: {primary.base!r} is `ours` too; name the run that it is compared with")
+    if params.table_of_primary() is None:
+        raise Problem(
+            f"{path}: primary: no table of the bench {primary.bench!r} has both {primary.ours!r} and {primary.base!r};"
+            " add the missing run to one"
+        )
 
 
 def schema() -> dict:
