@@ -1,6 +1,5 @@
 """The rater "motion", the joining of scores and the statistics behind the tables."""
 
-import math
 import random
 import re
 from itertools import pairwise
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from torchvision.models.optical_flow import raft_small
 
 from moalign import config, manifest, video
-from moalign.bench import motion, scores, statistics, tables
+from moalign.bench import motion, scores, tables
 from moalign.errors import Problem
 from moalign.manifest import Sample, Score
 from moalign.stages import bench
@@ -382,8 +380,62 @@ def test_tables_show_methods_only_where_the_base_passes(tmp_path, scale, semanti
     static = table.matched.rows["cog-static"]
     assert [found.n for found in static] == [9, 0, 0, 9] and static[-1].mean is None
     assert [found.n for found in table.matched.rows["cog-base"]] == [3, 3, 3, 9]
+    assert ("Primary contrast" in text) == (passed or scale == "smoke")  # it compares methods
     other = tables.make_table(tmp_path, params, "table4")  # the base is no row of it
     assert other.gate == table.gate and other.matched.edges == table.matched.edges
+
+
+# --- the primary contrast ---------------------------------------------------------------------------------------------
+
+
+PAPER = {"cog-moalign": {"Joint": 24.9}, "cog-videorepa": {"Joint": 23.0}, "cog-base": {"Joint": 22.3, "PC": None}}
+
+
+def primary_results(folder, params, gain):
+    """Scores of every row; `cog-moalign` passes on `gain` prompts more than all others, which pass on every fifth."""
+    for run, name, seed in params.rows():
+        (folder / "pin.yaml").write_text(config.dump(config.pin(params, "bench", run=run, seed=seed, bench=name)))
+        where = f"{run}/s{seed}/{name}.jsonl"
+        with manifest.making(folder / "samples" / where, Sample, pin=folder / "pin.yaml") as made:
+            made.rows += [sample("none.mp4", prompt) for prompt in range(40)]
+        with manifest.making(folder / "scores" / where, Score, pin=folder / "pin.yaml") as made:
+            for prompt in range(40):
+                passed = prompt % 5 == 0 or (run == "cog-moalign" and prompt % 5 == 1 and prompt < 5 * gain)
+                made.rows += [Score(prompt, 0, 7, metric, 2 + 2 * passed, "r", metric) for metric in ("SA", "PC")]
+                made.rows.append(Score(prompt, 0, 7, "motion", prompt % 7, "motion", "r"))
+
+
+def test_the_primary_contrast_stands_below_its_table(tmp_path):
+    params = config.load(TOP / "params.yaml", scale="paper")
+    primary_results(tmp_path, params, 7)
+    table = tables.make_table(tmp_path, params, "table1", PAPER)
+    text = tables.markdown(table, params)
+    assert table.primary.difference.mean == pytest.approx(7 / 40) and table.primary.published == 1.9
+    assert table.primary.difference.p == pytest.approx(2 / 2**7)
+    line = next(line for line in text.splitlines() if line.startswith("Primary contrast"))
+    assert "Joint (%) of cog-moalign minus cog-videorepa: +17.5 [" in line
+    assert "p = 0.016, not adjusted" in line and "one training" in line
+    assert "The paper has +1.9: agrees. With 40 prompts, and 17.5%" in line
+    verdicts = {run: cells["Joint"].verdict for run, cells in table.rows.items()}
+    assert verdicts["cog-videorepa"] == "undecided" and verdicts["cog-moalign"] == "agrees"
+    assert verdicts["cog-ft"] is None and table.rows["cog-moalign"]["PC"].verdict is None
+    assert tables.make_table(tmp_path, params, "table4", PAPER).primary is None  # it is printed once
+    assert tables.make_table(tmp_path, params, "table2").primary is None  # another bench
+
+
+def test_the_primary_contrast_needs_every_video_and_its_metric(tmp_path):
+    params = config.load(TOP / "params.yaml", scale="paper")
+    primary_results(tmp_path, params, 0)
+    path = tmp_path / "scores/cog-videorepa/s0/videophy2.jsonl"
+    rows = manifest.read(path, Score).rows
+    for left, says in ((rows[:-3], "incomplete"), (None, "not rated")):
+        for run in params.tables["table1"].rows if left is None else ["cog-videorepa"]:
+            path = tmp_path / f"scores/{run}/s0/videophy2.jsonl"
+            with manifest.making(path, Score, pin=tmp_path / "pin.yaml") as made:
+                made.rows += left or [row for row in rows if row.metric == "motion"]
+        table = tables.make_table(tmp_path, params, "table1", PAPER)
+        assert table.primary.difference is None
+        assert f"minus cog-videorepa: {says}." in tables.markdown(table, params)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -439,59 +491,3 @@ def test_trainings_pair_by_seed_and_a_base_meets_each():
     assert against_base.low < 5 and against_base.high > 15  # the spread of the three trainings is in it
     with pytest.raises(Problem, match="seeds"):
         scores.difference("PC", {0: values[0], 1: values[1]}, {1: values[1], 2: values[2]}, keys)
-
-
-# --- statistics -------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_interval_covers_the_truth():
-    """Two correlated videos per prompt: about 95 % of the intervals hold the true mean, with few prompts too."""
-    rng, trials = np.random.default_rng(0), 600
-    for count in (8, 40):
-        prompts, held = np.repeat(np.arange(count), 2), 0
-        for trial in range(trials):
-            values = np.repeat(rng.normal(1.0, 1.0, count), 2) + rng.normal(0, 0.3, 2 * count)
-            low, high = statistics.bootstrap(values, prompts, seed=trial, draws=1000)
-            held += low <= 1.0 <= high
-        assert 0.92 <= held / trials <= 0.98, count
-
-
-def test_wilson_interval_covers_the_truth():
-    rng = np.random.default_rng(1)
-    held = [low <= 0.1 <= high for low, high in (statistics.wilson(k, 60) for k in rng.binomial(60, 0.1, 2000))]
-    assert 0.92 <= np.mean(held) <= 0.98
-
-
-def test_bootstrap_is_a_function_of_its_arguments():
-    values, prompts = np.random.default_rng(2).random(50), np.repeat(np.arange(10), 5)
-    first = statistics.bootstrap(values, prompts)
-    np.random.seed(5)
-    assert statistics.bootstrap(values, prompts) == first
-    assert statistics.bootstrap(values, prompts, seed=1) != first
-
-
-def test_videos_of_one_prompt_count_once():
-    """Ten copies of each prompt's value carry no more information than one."""
-    values = np.random.default_rng(3).random(30)
-    once = statistics.bootstrap(values, np.arange(30))
-    tenfold = statistics.bootstrap(np.repeat(values, 10), np.repeat(np.arange(30), 10))
-    assert tenfold == pytest.approx(once)
-    assert statistics.bootstrap(values, np.zeros(30)) == (-math.inf, math.inf)
-
-
-@pytest.mark.parametrize(("n01", "n10"), [(0, 0), (1, 0), (3, 9), (10, 10), (2, 30)])
-def test_mcnemar_is_the_binomial_test_on_discordant_pairs(n01, n10):
-    a = np.array([1] * n10 + [0] * n01 + [1] * 5 + [0] * 8)
-    b = np.array([0] * n10 + [1] * n01 + [1] * 5 + [0] * 8)
-    expected = stats.binomtest(n10, n10 + n01).pvalue if n10 + n01 else 1.0
-    assert statistics.mcnemar_exact(a, b) == pytest.approx(min(1.0, expected))
-    order = np.random.default_rng(0).permutation(len(a))
-    assert statistics.mcnemar_exact(a[order], b[order]) == statistics.mcnemar_exact(a, b)
-
-
-def test_holm():
-    ps = np.random.default_rng(0).random(9) ** 3
-    assert statistics.holm(ps) == pytest.approx(multipletests(ps, method="holm")[1])
-    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert statistics.holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
-    assert statistics.holm([]) == []

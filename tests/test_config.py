@@ -75,6 +75,20 @@ def test_an_edit_reaches_only_the_pins_that_use_it():
         assert config.pin(before, stage) == config.pin(after, stage)
 
 
+def test_the_primary_contrast_reaches_the_report_alone():
+    for scale in SCALES:
+        before = config.load(TOP / "params.yaml", scale=scale)
+        assert before.table_of_primary() == "table1"
+        after = before.model_copy(update={"primary": before.primary.model_copy(update={"base": "cog-ft"})})
+        for run, bench, seed in before.rows():
+            for stage in ("align", "sample", "bench") if before.runs[run].method else ("sample", "bench"):
+                names = {"run": run, "seed": seed, "bench": bench}
+                assert config.pin(before, stage, **names) == config.pin(after, stage, **names)
+        for stage in ("subset", "synth", "flow", "draw", "teacher"):
+            assert config.pin(before, stage) == config.pin(after, stage)
+        assert config.pin(before, "report") != config.pin(after, "report")
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
@@ -120,6 +134,11 @@ def test_an_edit_reaches_only_the_pins_that_use_it():
         ("runs.a/b", {"backbone": "wan"}, ["runs.a/b", "folder"]),
         ("runs.cog-static.backbone", "wan", ["runs.cog-static.backbone", "cog-base"]),
         ("synth.backbone", "cogvideox", ["synth.backbone", "no wan backbone"]),
+        ("primary.bench", "videofy2", ["primary.bench", "did you mean 'videophy2'"]),
+        ("primary.ours", "cog-moalgn", ["primary.ours", "did you mean 'cog-moalign'"]),
+        ("primary.base", "cog-moalign", ["primary.base", "`ours` too"]),
+        ("primary.base", "wan-base", ["primary: no table", "'wan-base'", "add the missing run"]),
+        ("primary.metric", "joint", ["primary.metric", "'Joint'"]),
     ],
 )
 def test_a_mistake_is_refused_with_its_key(raw, path, value, says):

@@ -32,7 +32,7 @@ REVISIONS = {
     "align": 1,
     "sample": 2,
     "bench": 2,
-    "report": 2,
+    "report": 3,
     "miniature": 1,
 }
 
@@ -322,6 +322,15 @@ class Table(Section):
     rows: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
 
 
+class Primary(Section):
+    """The one comparison that is planned before any run, so that its p needs no adjustment: `ours` minus `base`."""
+
+    bench: str
+    metric: Literal["SA", "PC", "Joint"]
+    ours: str
+    base: str
+
+
 class Report(Section):
     """The page of results."""
 
@@ -401,6 +410,7 @@ class Params(Section):
     benches: dict[str, Bench]
     raters: dict[Literal["videophy", "videophy2", "vbench", "vbench2"], Rater] = {}
     tables: dict[str, Table]
+    primary: Primary | None = None
     report: Report
     wandb: Wandb
     machine: Machine
@@ -432,6 +442,13 @@ class Params(Section):
     def samples(self, run: str, bench: str, seed: int | str) -> list[str]:
         """Manifests of a run's videos for a bench, one for each shard, below results/SCALE."""
         return [f"samples/{run}/s{seed}/{bench}/{shard:04d}.jsonl" for shard in range(self.benches[bench].shards)]
+
+    def table_of_primary(self) -> str | None:
+        """The first table that holds both runs of the primary contrast."""
+        for name, table in self.tables.items() if self.primary else ():
+            if table.bench == self.primary.bench and {self.primary.ours, self.primary.base} <= set(table.rows):
+                return name
+        return None
 
     def rows(self) -> list[tuple[str, str, int]]:
         """(run, bench, seed) of every row of every table, once each, in the tables' order."""
@@ -521,7 +538,7 @@ def parse(raw: dict, path: str = "params.yaml") -> Params:
     except ValidationError as error:
         raise Problem(explain(error, Params, path)) from None
     checks = (_check_sources, _check_backbones, _check_numbers, _check_methods, _check_runs)
-    for check in (*checks, _check_benches, _check_tables):
+    for check in (*checks, _check_benches, _check_tables, _check_primary):
         check(params, path)
     return params
 
@@ -749,6 +766,22 @@ def _check_tables(params: Params, path: str) -> None:
         _known(table.bench, params.benches, f"tables.{name}.bench", path)
         for index, run in enumerate(table.rows):
             _known(run, params.runs, f"tables.{name}.rows.{index}", path)
+
+
+def _check_primary(params: Params, path: str) -> None:
+    if params.primary is None:
+        return
+    primary = params.primary
+    _known(primary.bench, params.benches, "primary.bench", path)
+    for key in ("ours", "base"):
+        _known(getattr(primary, key), params.runs, f"primary.{key}", path)
+    if primary.ours == primary.base:
+        raise Problem(f"{path}: primary.base: {primary.base!r} is `ours` too; name the run that it is compared with")
+    if params.table_of_primary() is None:
+        raise Problem(
+            f"{path}: primary: no table of the bench {primary.bench!r} has both {primary.ours!r} and {primary.base!r};"
+            " add the missing run to one"
+        )
 
 
 def schema() -> dict:

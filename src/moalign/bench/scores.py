@@ -36,7 +36,8 @@ class Difference:
     mean: float
     low: float
     high: float
-    p: float | None  # exact McNemar, for a metric of BINARY where one training stands on either side
+    p: float | None  # for a metric of BINARY
+    discordant: float | None  # share of pairs of which one passes, where p is exact McNemar's
 
 
 def by_key(rows: Iterable[Score], metric: str, where: str = "scores") -> dict[Key, float]:
@@ -72,13 +73,16 @@ def summarise(metric: str, trainings: dict[int, dict[Key, float]], keys: Iterabl
     n = len(trainings) * len(keys) - len(missing)
     if missing or not n:
         return Summary(None, None, None, n, missing)
-    values = stack(trainings, keys)
-    prompts = [prompt for prompt, _ in keys]
-    if metric in BINARY and len(values) == 1 and len(set(prompts)) == len(prompts):
-        low, high = statistics.wilson(int(values.sum()), values.size)  # independent passes
-    else:
-        low, high = statistics.bootstrap(values, prompts)
-    return Summary(float(values.mean()), low, high, n, ())
+    values, prompts, seeds = flat(stack(trainings, keys), keys)
+    return summary(values, prompts, seeds, metric in BINARY)
+
+
+def summary(values: Sequence[float], prompts: Sequence[int], seeds: Sequence[int], binary: bool) -> Summary:
+    """Mean and 95 % interval of values [N], beside the prompt and the training of each; none of no values."""
+    if not len(values):
+        return Summary(None, None, None, 0, ())
+    low, high = (statistics.share if binary else statistics.interval)(values, prompts, seeds)
+    return Summary(float(np.mean(values)), low, high, len(values), ())
 
 
 def at_motion(
@@ -90,29 +94,19 @@ def at_motion(
     A bin without a video has no mean, and then there is no mean of means.
     """
     found = [
-        (int(np.searchsorted(edges, motion[seed][key])), key[0], value)
+        (int(np.searchsorted(edges, motion[seed][key])), value, key[0], seed)
         for seed, of_seed in sorted(values.items())
         for key, value in sorted(of_seed.items())
         if key in motion[seed]
     ]
-    bins = [[row for row in found if row[0] == number] for number in range(len(edges) + 1)]
-    summaries = [flat([value for *_, value in rows], [prompt for _, prompt, _ in rows]) for rows in bins]
+    bins = [[row[1:] for row in found if row[0] == number] for number in range(len(edges) + 1)]
+    summaries = [summary(*(zip(*rows, strict=True) if rows else ((), (), ())), binary=True) for rows in bins]
     if not all(bins):
         return [*summaries, Summary(None, None, None, len(found), ())]
     share = [len(found) / len(bins) / len(rows) for rows in bins]
-    weighted = [value * share[number] for number, _, value in found]
-    return [*summaries, flat(weighted, [prompt for _, prompt, _ in found])]
-
-
-def flat(values: Sequence[float], prompts: Sequence[int]) -> Summary:
-    """Mean and 95 % interval of values, trainings put together; none of no values."""
-    if not values:
-        return Summary(None, None, None, 0, ())
-    if set(values) <= {0.0, 1.0} and len(set(prompts)) == len(prompts):
-        interval = statistics.wilson(int(sum(values)), len(values))  # independent passes
-    else:
-        interval = statistics.bootstrap(np.array(values), prompts)
-    return Summary(float(np.mean(values)), *interval, len(values), ())
+    weighted = [value * share[number] for number, value, *_ in found]
+    _, _, prompts, seeds = zip(*found, strict=True)
+    return [*summaries, summary(weighted, prompts, seeds, binary=False)]
 
 
 def difference(
@@ -120,18 +114,30 @@ def difference(
 ) -> Difference:
     """Paired difference of the means, a run minus a base, with its 95 % interval; nothing may be missing.
 
+    p is exact McNemar's for one training on either side and one video per prompt. Videos of one prompt are no
+    independent pairs, nor are those of one training; p is then that of the mean, with both as random effects.
     Trainings pair by seed; a run without a training meets each training of the other.
     """
     keys = sorted(keys)
     if len(ours) > 1 and len(base) > 1 and sorted(ours) != sorted(base):
         raise Problem(f"scores: trainings with seeds {sorted(ours)} cannot be paired with seeds {sorted(base)}")
     a, b = stack(ours, keys), stack(base, keys)
-    apart = a - b
-    low, high = statistics.bootstrap(apart, [prompt for prompt, _ in keys])
-    p = statistics.mcnemar_exact(a[0], b[0]) if metric in BINARY and len(a) == len(b) == 1 else None
-    return Difference(float(apart.mean()), low, high, p)
+    apart, prompts, seeds = flat(a - b, keys)
+    low, high = statistics.interval(apart, prompts, seeds)
+    p = discordant = None
+    if metric in BINARY and len(a) == len(b) == 1 and len(set(prompts)) == len(keys):
+        p, discordant = statistics.mcnemar_exact(a[0], b[0]), float(np.mean(a != b))
+    elif metric in BINARY:
+        p = statistics.p_of_mean(apart, prompts, seeds)
+    return Difference(float(apart.mean()), low, high, p, discordant)
 
 
 def stack(trainings: dict[int, dict[Key, float]], keys: Sequence[Key]) -> np.ndarray:
     """Values [S, K], trainings by seed, videos in the order of `keys`."""
     return np.array([[trainings[seed][key] for key in keys] for seed in sorted(trainings)])
+
+
+def flat(values: np.ndarray, keys: Sequence[Key]) -> tuple[np.ndarray, list[int], list[int]]:
+    """Values [S, K] as [N], with the prompt and the place of the training of each."""
+    S, K = values.shape
+    return values.ravel(), [prompt for prompt, _ in keys] * S, np.repeat(np.arange(S), K).tolist()

@@ -1,48 +1,134 @@
 """Intervals and tests for paired videos: the same prompts and the same noise for every run of a table.
 
-Values are arrays [S, K]: S trainings (seeds), K videos (prompt_id, index). Videos of one prompt are not independent,
-nor are those of one training, so prompts and seeds are what is drawn anew. All is a function of the arguments alone.
+Values are flat, [N], beside the prompt and the training (seed) of each. Videos of one prompt are not independent, nor
+are those of one training: both are random effects. For a difference, pass the paired differences. All is a function of
+the arguments alone; neither the order of the rows nor how prompts and trainings are numbered matters.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from scipy.stats import mannwhitneyu, norm, t
+from scipy.optimize import brentq
+from scipy.stats import binom, mannwhitneyu, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
 DRAWS = 4000
+Part = tuple[float, int]  # of the variance of a mean, and its degrees of freedom
+
+
+def interval(values: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> tuple[float, float]:
+    """Interval of the mean of values [N].
+
+    One training: `bootstrap` over prompts. It holds for that training alone; how another would differ, nothing tells.
+    Several: the mean -+ `reach`. To resample two to five trainings as well looks honest and is not: where they matter
+    it covers 70 to 92 %.
+    """
+    if len(set(trainings)) == 1:
+        return bootstrap(values, prompts)
+    mean, half = float(np.mean(values)), reach(parts(values, prompts, trainings))
+    return mean - half, mean + half
+
+
+def parts(values: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> list[Part]:
+    """The variance of the mean of values [N] in independent parts, that of the prompts and that of the trainings.
+
+    Moments of the crossed model, value = mean + training + prompt + rest. The rest is counted with the trainings, whose
+    mean square holds it. Where cells differ in their number of videos, the mean is a ratio, taken to first order.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    (labels, prompt), (seeds, training) = (np.unique(of, return_inverse=True) for of in (prompts, trainings))
+    P, S = len(labels), len(seeds)
+    if P == 1:
+        return [(math.inf, 1)]
+    cell = training * P + prompt
+    apart = np.bincount(cell, weights=values - values.mean(), minlength=S * P).reshape(S, P) * S * P / len(values)
+    of_prompt, of_training = apart.mean(axis=0), apart.mean(axis=1)
+    by_prompt = S * np.sum(of_prompt**2) / (P - 1)
+    if S == 1:
+        return [(by_prompt / P, P - 1)]
+    by_training = P * np.sum(of_training**2) / (S - 1)
+    rest = np.sum((apart - of_prompt - of_training[:, None]) ** 2) / ((S - 1) * (P - 1))
+    return [(max(by_prompt - rest, 0.0) / (S * P), P - 1), (by_training / (S * P), S - 1)]
+
+
+def reach(variance: Sequence[Part], level: float = LEVEL) -> float:
+    """Half an interval: each part of the variance times the square of its own t, added up.
+
+    Banerjee's bound, which covers at least at its level whatever the parts of a normal model are. Measured with 2 to 5
+    trainings and 30 to 200 prompts: 94.5 to 97.7 %, and 92.6 % for passes of 2 trainings, whose means may tie.
+    Satterthwaite's degrees of freedom make shorter intervals, but where trainings differ much they cover 90 % with 2 of
+    them, 93 % with 3.
+    """
+    return math.sqrt(sum(part * t.isf((1 - level) / 2, df) ** 2 for part, df in variance))
 
 
 def bootstrap(values: np.ndarray, prompts: Sequence[int], seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
-    """Interval of the mean of `values` [S, K], prompts and seeds resampled with replacement.
+    """Interval of the mean of values [N], prompts resampled with replacement, the videos of one together.
 
-    prompts [K]: the prompt of each video; its videos stay together. For a difference, pass the paired differences.
     The quantiles are those of Hesterberg's expanded percentile interval, as the plain one is too narrow where
-    prompts are few; one alone bounds nothing. Few seeds still tell little of their own spread.
+    prompts are few; one alone bounds nothing.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     _, group = np.unique(np.asarray(prompts), return_inverse=True)
     count = np.bincount(group).astype(np.float64)  # videos of each prompt
-    total = np.stack([np.bincount(group, weights=row) for row in values])  # [S, prompts]
-    S, P = total.shape
+    total = np.bincount(group, weights=np.asarray(values, dtype=np.float64))
+    order = np.lexsort((total, count))  # which prompt a draw takes then does not hang on its number
+    count, total, P = count[order], total[order], len(count)
     if P == 1:
         return -math.inf, math.inf
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(P, np.full(P, 1 / P), size=draws)  # how often each prompt is in a draw
-    trainings = rng.multinomial(S, np.full(S, 1 / S), size=draws)
-    means = ((trainings @ total) * times).sum(axis=1) / (S * (times @ count))
+    times = np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), size=draws)  # how often a draw has each
+    means = (times @ total) / (times @ count)
     tail = norm.cdf(t.ppf((1 - LEVEL) / 2, P - 1) * math.sqrt(P / (P - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def share(passes: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> tuple[float, float]:
+    """Interval of the share of passes [N] of 0 and 1: Wilson's, of as many independent videos as would tell as much.
+
+    That is N for one video per prompt of one training. Otherwise it follows from `reach`; where all is passed, or
+    nothing, it is the number of prompts, so that none of many is not a certain 0.
+    """
+    passes = np.asarray(passes, dtype=np.float64)
+    N, P, mean = len(passes), len(set(prompts)), float(passes.mean())
+    if len(set(trainings)) == 1 and P == N:
+        return wilson(passes.sum(), N)
+    half = reach(parts(passes, prompts, trainings))
+    n = norm.isf((1 - LEVEL) / 2) ** 2 * mean * (1 - mean) / half**2 if half else P
+    n = min(max(n, 1e-9), N)
+    return wilson(mean * n, n)
+
+
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """Wilson's interval of a share of n independent videos."""
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
+
+
+def p_of_mean(values: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> float:
+    """Two-sided p of no mean difference: 1 minus the level at which mean -+ `reach` just meets 0; below 1e-12, 0."""
+    mean, variance = abs(float(np.mean(values))), parts(values, prompts, trainings)
+    if mean == 0 or math.isinf(variance[0][0]):
+        return 1.0
+    if reach(variance, 1 - 1e-12) < mean:
+        return 0.0
+    return math.exp(brentq(lambda p: reach(variance, 1 - math.exp(p)) - mean, math.log(1e-12), 0.0))
+
+
+def verdict(ends: tuple[float, float], expected: float) -> Literal["agrees", "differs", "undecided"]:
+    """Our interval of a difference beside the paper's difference, of which only the sign counts.
+
+    An interval that leaves out 0 agrees on the paper's side and differs on the other. A published tie (0) can be
+    contradicted and never confirmed: an interval around 0 does not show that there is no difference.
+    """
+    low, high = ends
+    ours = (low > 0) - (high < 0)
+    if not ours:
+        return "undecided"
+    return "agrees" if ours == (expected > 0) - (expected < 0) else "differs"
 
 
 def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
@@ -50,6 +136,34 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     table = [[np.sum(a & b), np.sum(a & ~b)], [np.sum(~a & b), np.sum(~a & ~b)]]
     return float(mcnemar(table, exact=True).pvalue)
+
+
+def power(n: int, gain: float, discordant: float) -> float:
+    """Chance that exact McNemar on n prompts gives p <= 0.05; exact, summed over the number of discordant pairs.
+
+    gain: true difference of the shares of passes. discordant: share of pairs of which one passes, at least |gain|.
+    The test's power hangs on these two alone, and a table shows both; shares p, q whose passes correlate by r have
+    discordant = p (1 - q) + q (1 - p) - 2 r sqrt(p (1 - p) q (1 - q)).
+    """
+    discordant = max(discordant, abs(gain))
+    if discordant == 0:
+        return 0.0
+    D = np.arange(n + 1)
+    last = binom.ppf((1 - LEVEL) / 2, D, 0.5) - 1  # of the fewer kind, as many as are still significant
+    ours = (1 + gain / discordant) / 2
+    found = binom.cdf(last, D, ours) + binom.cdf(last, D, 1 - ours)
+    return float(binom.pmf(D, n, discordant) @ found)
+
+
+def prompts_needed(gain: float, discordant: float, wanted: float = 0.8) -> int:
+    """Prompts with which `power` reaches `wanted`, for a gain that is not 0; by bisection."""
+    low, high = 0, 1
+    while power(high, gain, discordant) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle, gain, discordant) >= wanted else (middle, high)
+    return high
 
 
 def auc(above: Sequence[float], below: Sequence[float]) -> float:

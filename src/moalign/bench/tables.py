@@ -1,7 +1,7 @@
 """The tables: Score rows of each run of a table, summarised, compared with its first row, and written as Markdown."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from moalign.bench.scores import Difference, Key, Summary
 from moalign.config import Params
 from moalign.manifest import Sample, Score
 
+Published = Mapping[str, Mapping[str, float | None]]  # run -> metric -> number of the paper, in the unit of `Metric`
 SHOWN = 12  # missing videos that a table lists one by one
 
 
@@ -59,7 +60,19 @@ class Cell:
 
     summary: Summary
     difference: Difference | None  # from the table's first row
-    holm: float | None  # p of McNemar's test, adjusted over the table's rows
+    holm: float | None  # the difference's p, adjusted over the table's rows
+    verdict: str | None = None  # beside the order of the same two rows in the paper, where it has both
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The primary contrast: one metric of a run minus that of another, planned before any run."""
+
+    metric: str
+    ours: str
+    base: str
+    difference: Difference | None  # None where a video of either has no number
+    published: float | None  # the paper's difference, in the unit of `Metric`
 
 
 @dataclass(frozen=True)
@@ -85,10 +98,12 @@ class Table:
     code: str  # version and commit that rated
     gate: Gate | None = None  # of the base, where physics is rated
     matched: Matched | None = None  # where physics and motion are
+    primary: Contrast | None = None  # in the first table that holds both its runs
 
 
-def make_table(results: Path, params: Params, name: str) -> Table:
-    """Read the scores of a table's rows and summarise them."""
+def make_table(results: Path, params: Params, name: str, published: Published | None = None) -> Table:
+    """Read the scores of a table's rows and summarise them; `published` are the paper's numbers of the same rows."""
+    published = published or {}
     row = params.tables[name]
     rated: dict[str, dict[int, list[Score]]] = {}  # run -> seed -> rows
     keys: set[Key] = set()
@@ -110,12 +125,32 @@ def make_table(results: Path, params: Params, name: str) -> Table:
     }
     cells: dict[str, dict[str, Cell]] = {run: {} for run in row.rows}
     for metric in rules:
-        for run, cell in zip(row.rows, cells_of(metric, values[metric], keys), strict=True):
+        for run, cell in zip(row.rows, cells_of(metric, values[metric], keys, published), strict=True):
             cells[run][metric] = cell
     gate, matched = beside_base(results, params, name, keys, values)
-    return Table(
-        name, row.title, row.bench, len(keys), rules, cells, pins, ", ".join(sorted(codes)), gate=gate, matched=matched
+    primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
+    code = ", ".join(sorted(codes))
+    return Table(name, row.title, row.bench, len(keys), rules, cells, pins, code, gate, matched, primary)
+
+
+def primary_of(
+    params: Params, values: dict[str, dict[str, dict[int, dict[Key, float]]]], keys: set[Key], published: Published
+) -> Contrast:
+    """The primary contrast, from values by metric, run, seed and key."""
+    plan = params.primary
+    ours, base = (values.get(plan.metric, {}).get(run, {}) for run in (plan.ours, plan.base))
+    whole = plan.metric in values and all(
+        key in of_seed for run in (ours, base) for of_seed in run.values() for key in keys
     )
+    difference = scores.difference(plan.metric, ours, base, keys) if whole else None
+    paper = paper_difference(published, plan.metric, plan.ours, plan.base)
+    return Contrast(plan.metric, plan.ours, plan.base, difference, paper)
+
+
+def paper_difference(published: Published, metric: str, ours: str, base: str) -> float | None:
+    """The paper's difference of two rows; None where it has not both."""
+    a, b = (published.get(run, {}).get(metric) for run in (ours, base))
+    return None if a is None or b is None else round(a - b, 6)  # a tie must be 0 exactly
 
 
 def base_of(params: Params, name: str) -> str | None:
@@ -146,7 +181,9 @@ def beside_base(
     return judge_base(bench, base, given.rows, keys, given.header.notes.get("reference")), matched
 
 
-def cells_of(metric: str, values: dict[str, dict[int, dict[Key, float]]], keys: Iterable[Key]) -> list[Cell]:
+def cells_of(
+    metric: str, values: dict[str, dict[int, dict[Key, float]]], keys: Iterable[Key], published: Published
+) -> list[Cell]:
     """One metric of a table's rows, in order; differences are from the first, where nothing is missing in either."""
     summaries = {run: scores.summarise(metric, of_run, keys) for run, of_run in values.items()}
     first, *others = values
@@ -154,7 +191,15 @@ def cells_of(metric: str, values: dict[str, dict[int, dict[Key, float]]], keys: 
     differences = {run: scores.difference(metric, values[run], values[first], keys) for run in whole}
     tested = [run for run in whole if differences[run].p is not None]
     adjusted = dict(zip(tested, statistics.holm([differences[run].p for run in tested]), strict=True))
-    return [Cell(summaries[run], differences.get(run), adjusted.get(run)) for run in values]
+    verdicts = {
+        run: verdict_on(found, paper_difference(published, metric, run, first)) for run, found in differences.items()
+    }
+    return [Cell(summaries[run], differences.get(run), adjusted.get(run), verdicts.get(run)) for run in values]
+
+
+def verdict_on(found: Difference, published: float | None) -> str | None:
+    """Our difference beside the paper's; None where the paper has none."""
+    return None if published is None else statistics.verdict((found.low, found.high), published)
 
 
 def markdown(table: Table, params: Params) -> str:
@@ -174,11 +219,12 @@ def markdown(table: Table, params: Params) -> str:
         n = min((cell.summary.n for cell in cells.values()), default=0)
         lines.append(line(f"`{run}`", describe(params, run), str(n), *shown, f"`{table.pins[run]}`"))
     lines += ["", f"Paired difference from `{first}`: the same prompts and the same noise."]
-    lines += ["p: exact McNemar, adjusted over the rows by Holm.", ""]
+    lines += [tests_text(table), ""]
     lines += [line("run", *heads), line(*["---"] * (len(heads) + 1))]
     for run, cells in rows.items():
         if run != first:
             lines.append(line(f"`{run}`", *[difference_text(metrics[metric], cell) for metric, cell in cells.items()]))
+    lines += ["", text] if (text := primary_text(table, params)) else []
     if table.matched:
         shown = {run: found for run, found in table.matched.rows.items() if run in rows}
         lines += ["", matched_text(table.matched), "", line("run", *BINS, "mean of the three")]
@@ -205,6 +251,50 @@ def gate_remark(table: Table, params: Params) -> str | None:
     if params.scale == "smoke":
         return "The base did not pass its gate: the rows of methods carry no meaning."
     return "The base did not pass its gate: the rows of methods are left out, their numbers are in metrics.json."
+
+
+def tests_text(table: Table) -> str:
+    """What p is, and a verdict."""
+    judged = any(cell.verdict for cells in table.rows.values() for cell in cells.values())
+    return (
+        "p: exact McNemar, or that of the mean where a run has several trainings or a prompt several videos; adjusted"
+        f" over the rows by Holm.{' Agrees, differs, undecided: with the order in the paper.' if judged else ''}"
+    )
+
+
+def primary_text(table: Table, params: Params) -> str | None:
+    """The primary contrast in words; None where the table does not hold it, or the gate hides its runs."""
+    found = table.primary
+    if found is None or not {found.ours, found.base} <= set(rows_shown(table, params)):
+        return None
+    metric = metric_of(found.metric)
+    name = f"{metric.label}{f' ({metric.unit})' if metric.unit else ''} of {found.ours} minus {found.base}"
+    text, ours = f"Primary contrast, planned before any run: {name}: ", found.difference
+    if ours is None:
+        return f"{text}{'incomplete' if found.metric in table.rules else 'not rated'}."
+    text += f"{metric.text(ours.mean, sign=True)} {metric.interval(ours, sign=True)}"
+    text += f", {p_text(ours.p)}, not adjusted." if ours.p is not None else "."
+    if len(params.seeds_of(found.ours)) == 1:
+        text += " The interval is of this one training: how another would differ, nothing tells."
+    if found.published is None:
+        return text
+    text += f" The paper has {metric.text(found.published / metric.factor, sign=True)}:"
+    text += f" {verdict_on(ours, found.published)}.{power_text(table, params)}"
+    return text
+
+
+def power_text(table: Table, params: Params) -> str:
+    """How likely this many prompts show a gain as large as the paper's; at its scale alone, and with McNemar's p."""
+    found = table.primary
+    gain, discordant = found.published / metric_of(found.metric).factor, found.difference.discordant
+    if params.scale != "paper" or discordant is None or gain == 0:
+        return ""
+    chance = statistics.power(table.videos, gain, discordant)
+    return (
+        f" With {table.videos} prompts, and {discordant:.1%} of the pairs passing on one side alone, such a difference"
+        f" has a chance of {chance:.0%} to be significant; 80% takes"
+        f" {statistics.prompts_needed(gain, discordant):,} prompts."
+    )
 
 
 def matched_text(matched: Matched) -> str:
@@ -238,7 +328,8 @@ def difference_text(metric: Metric, cell: Cell) -> str:
     if found is None:
         return "incomplete"
     p = "" if cell.holm is None else f", {p_text(cell.holm)}"
-    return f"{metric.text(found.mean, sign=True)} {metric.interval(found, sign=True)}{p}"
+    verdict = "" if cell.verdict is None else f", {cell.verdict}"
+    return f"{metric.text(found.mean, sign=True)} {metric.interval(found, sign=True)}{p}{verdict}"
 
 
 def p_text(p: float) -> str:

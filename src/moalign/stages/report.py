@@ -334,6 +334,7 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
         "metrics": list(shown.values()),
         "missing": tables.missing_lines(table),
         "remark": tables.gate_remark(table, params),
+        "primary": tables.primary_text(table, params),
         "matched": matched_view(table, params),
         "rows": [
             {
@@ -382,6 +383,7 @@ def cell_view(metric: Metric, cell: Cell, limits: tuple[float, float]) -> dict[s
             "mean": metric.text(apart.mean, sign=True),
             "interval": metric.interval(apart, sign=True),
             "p": None if cell.holm is None else tables.p_text(cell.holm),
+            "verdict": cell.verdict,
             "sure": apart.low > 0 or apart.high < 0,
         }
     return view
