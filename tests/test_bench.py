@@ -396,8 +396,9 @@ def primary_results(folder, params, gain):
     for run, name, seed in params.rows():
         (folder / "pin.yaml").write_text(config.dump(config.pin(params, "bench", run=run, seed=seed, bench=name)))
         where = f"{run}/s{seed}/{name}.jsonl"
-        with manifest.making(folder / "samples" / where, Sample, pin=folder / "pin.yaml") as made:
-            made.rows += [sample("none.mp4", prompt) for prompt in range(40)]
+        for shard, path in enumerate(params.samples(run, name, seed)):
+            with manifest.making(folder / path, Sample, pin=folder / "pin.yaml") as made:
+                made.rows += [] if shard else [sample("none.mp4", prompt) for prompt in range(40)]
         with manifest.making(folder / "scores" / where, Score, pin=folder / "pin.yaml") as made:
             for prompt in range(40):
                 passed = prompt % 5 == 0 or (run == "cog-moalign" and prompt % 5 == 1 and prompt < 5 * gain)
