@@ -80,8 +80,6 @@ def test_a_share_without_a_pass_is_no_certain_zero():
         assert statistics.share(nothing + 1, prompts, trainings) == pytest.approx(statistics.wilson(8, 8))
     one = statistics.share(np.ones(8), np.zeros(8), np.zeros(8))  # one prompt tells nothing
     assert one == pytest.approx((0, 1), abs=1e-6)
-        (0, 1), abs=1e-6
-    )  # one prompt tells nothing
 
 
 def test_cells_may_differ_in_their_number_of_videos():
