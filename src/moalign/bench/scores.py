@@ -14,7 +14,7 @@ from moalign.errors import Problem
 from moalign.manifest import Score
 
 Key = tuple[int, int]  # prompt_id, index
-BINARY = ("dynamic", "still", "Joint")  # metrics that are 1 or 0 for a video
+BINARY = ("dynamic", "still", "Joint", "SA_pass", "PC_pass")  # metrics that are 1 or 0 for a video
 PASS = 4  # VideoPhy2: semantic adherence and physical commonsense are 1-5, a pass is both >= 4
 
 

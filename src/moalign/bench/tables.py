@@ -12,7 +12,8 @@ from moalign.bench import scores, statistics
 from moalign.bench.gate import Gate, judge_base
 from moalign.bench.scores import Difference, Key, Summary
 from moalign.config import Params
-from moalign.manifest import Sample, Score
+from moalign.errors import Problem
+from moalign.manifest import Manifest, Sample, Score
 
 Published = Mapping[str, Mapping[str, float | None]]  # run -> metric -> number of the paper, in the unit of `Metric`
 SHOWN = 12  # missing videos that a table lists one by one
@@ -45,6 +46,10 @@ METRICS = {  # in the order of a table's columns
     "SA": Metric("SA", "1-5"),
     "SA_other": Metric("SA, other prompt", "1-5"),
     "PC": Metric("PC", "1-5"),
+    "SA_raw": Metric("SA, mean p(Yes)", "%", 100, 1),
+    "PC_raw": Metric("PC, mean p(Yes)", "%", 100, 1),
+    "SA_pass": Metric("SA passes", "%", 100, 1),
+    "PC_pass": Metric("PC passes", "%", 100, 1),
     "Joint": Metric("Joint", "%", 100, 1),
     "flicker": Metric("Temporal flickering", "%", 100, 2),
     "dynamic": Metric("Dynamic degree", "%", 100, 1),
@@ -114,6 +119,7 @@ def make_table(results: Path, params: Params, name: str, published: Published | 
             for path in params.samples(run, row.bench, seed):
                 keys |= {(video.prompt_id, video.index) for video in manifest.read(results / path, Sample).rows}
             given = manifest.read(results / f"scores/{run}/s{seed}/{row.bench}.jsonl", Score)
+            refuse_stand_ins(given)
             rated[run][seed] = given.rows + scores.joint(given.rows)
             pins[run] = " ".join([*pins.get(run, "").split(), given.header.pin[:10]])
             codes.add(given.header.code)
@@ -131,6 +137,14 @@ def make_table(results: Path, params: Params, name: str, published: Published | 
     primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
     code = ", ".join(sorted(codes))
     return Table(name, row.title, row.bench, len(keys), rules, cells, pins, code, gate, matched, primary)
+
+
+def refuse_stand_ins(given: Manifest[Score]) -> None:
+    """No table takes the numbers of a stand-in."""
+    if found := {row.rater for row in given.rows if row.rater.startswith("stand-in")}:
+        raise Problem(
+            f"{given.path}: rated by a {found.pop()}, whose numbers mean nothing; correct `raters`, rate again"
+        )
 
 
 def primary_of(

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from moalign import device, manifest, video
-from moalign.bench import motion, physics, prompts
+from moalign import device, manifest, shards, video
+from moalign.bench import external, motion, physics, prompts, videophy
+from moalign.bench.scores import Key
 from moalign.config import BenchPin
 from moalign.errors import Problem
 from moalign.manifest import Making, Sample, Score
@@ -85,16 +86,45 @@ RATERS: dict[str, Callable[[BenchPin, Given, Making[Score]], Rater]] = {
 }
 
 
+def ask_videophy(name: str, pin: BenchPin, given: Given, folder: Path, made: Making[Score]) -> list[Score]:
+    """Scores by VideoPhy's or VideoPhy2's own rater."""
+    asked = {path.absolute(): (row.prompt_id, row.index) for path, row in given.videos}
+    tasks = videophy.tasks(name, pin.raters[name], {path.absolute(): row.prompt for path, row in given.videos}, folder)
+    left = external.ask(tasks, folder)
+    values: dict[str, dict[Key, float]] = {}
+    for question, task in videophy.QUESTIONS.items():
+        values[question], odd = videophy.read(name, left[task], asked)
+        for what, count in odd.items():
+            made.count(f"{name} {question}: {what}", count)
+    made.notes.setdefault("raters", {})[name] = {
+        "commands": [task.command for task in tasks],
+        "versions": external.versions(pin.raters[name].python, "torch", "transformers", "peft"),
+    }
+    seeds = {(row.prompt_id, row.index): row.seed for _, row in given.videos}
+    return [
+        Score(*key, seeds[key], metric, value, rater=external.called(name, pin.raters[name].code), rule=rule)
+        for metric, (rule, of_key) in videophy.metrics(name, values).items()
+        for key, value in of_key.items()
+    ]
+
+
+BENCHMARKS = {"videophy": ask_videophy, "videophy2": ask_videophy}  # raters of their own, in their own environments
+
+
 def run(config: str | Path, samples: list[str | Path], work: str | Path, out: str | Path) -> None:
     """Write the Score manifest `out` from the Sample manifests of all shards."""
     pin = BenchPin.load(config)
-    shards = [manifest.read(path, Sample) for path in samples]
-    videos = [(shard.locate(row.file), row) for shard in shards for row in shard.rows]
+    read = [manifest.read(path, Sample) for path in samples]
+    videos = [(shard.locate(row.file), row) for shard in read for row in shard.rows]
     given = Given(videos, prompts.load(pin.bench), str(Path(samples[0]).parent))
     refuse(faults_of(given), given)
     inputs = [*samples, *filter(None, [pin.bench.prompts, pin.bench.extended, pin.bench.rules])]
     with manifest.making(out, Score, pin=config, inputs=inputs) as made:
-        raters = {rater: RATERS[rater](pin, given, made) for rater in pin.bench.raters}
+        key = "".join(manifest.sha256(path) for path in (config, *inputs))
+        for rater in filter(BENCHMARKS.get, pin.bench.raters):
+            folder = shards.resumable(Path(work) / "rated" / Path(out).stem / rater, key)
+            made.rows += BENCHMARKS[rater](rater, pin, given, folder, made)
+        raters = {rater: RATERS[rater](pin, given, made) for rater in pin.bench.raters if rater in RATERS}
         faults: list[str] = []
         without: dict[str, list] = {rater: [] for rater in raters}
         for path, sample in track(given.videos, f"rate {pin.run} s{pin.seed}"):
