@@ -1,4 +1,4 @@
-"""The rater "motion", the joining of scores and the statistics behind the tables."""
+"""The rater "motion", the joining of scores, the tables and their primary contrast."""
 
 import random
 import re
@@ -416,7 +416,7 @@ def test_the_primary_contrast_stands_below_its_table(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("Primary contrast"))
     assert "Joint (%) of cog-moalign minus cog-videorepa: +17.5 [" in line
     assert "p = 0.016, not adjusted" in line and "one training" in line
-    assert "The paper has +1.9: agrees. With 40 prompts, and 17.5%" in line
+    assert "The paper has +1.9: agrees. With 40 prompts, of which 17.5 %" in line
     verdicts = {run: cells["Joint"].verdict for run, cells in table.rows.items()}
     assert verdicts["cog-videorepa"] == "undecided" and verdicts["cog-moalign"] == "agrees"
     assert verdicts["cog-ft"] is None and table.rows["cog-moalign"]["PC"].verdict is None

@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from moalign.bench import scores, statistics
+from moalign.errors import Problem
 
 
 def crossed(rng, trainings, prompts, of_training, of_prompt, videos=1):
@@ -78,8 +79,7 @@ def test_a_share_without_a_pass_is_no_certain_zero():
     for trainings in (np.zeros(24), np.repeat(range(3), 8)):
         assert statistics.share(nothing, prompts, trainings) == statistics.wilson(0, 8)
         assert statistics.share(nothing + 1, prompts, trainings) == pytest.approx(statistics.wilson(8, 8))
-    one = statistics.share(np.ones(8), np.zeros(8), np.zeros(8))  # one prompt tells nothing
-    assert one == pytest.approx((0, 1), abs=1e-6)
+    assert statistics.share(np.ones(8), np.zeros(8), np.zeros(8)) == pytest.approx((0, 1), abs=1e-6)  # one prompt
 
 
 def test_cells_may_differ_in_their_number_of_videos():
@@ -176,6 +176,9 @@ def test_prompts_needed_reach_the_power():
     plain = (stats.norm.isf(0.025) * math.sqrt(0.2) + stats.norm.isf(0.2) * math.sqrt(0.2 - 0.019**2)) ** 2 / 0.019**2
     assert statistics.prompts_needed(0.019, 0.2) == pytest.approx(plain, rel=0.05)  # the normal approximation
     assert statistics.power(50, 0, 0) == 0  # no pair differs
+    for gain, wanted in ((0, 0.8), (0.1, 1)):
+        with pytest.raises(Problem, match="no number of prompts"):
+            statistics.prompts_needed(gain, 0.2, wanted)
 
 
 def test_videos_of_a_prompt_are_no_independent_pairs():

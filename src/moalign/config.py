@@ -36,7 +36,7 @@ REVISIONS = {
     "miniature": 1,
 }
 
-SUITES = ("videophy", "videophy2", "vbench", "vbench2")  # benchmarks that bring a rater
+SUITES = ("videophy", "videophy2")  # benchmarks whose own rater `moalign bench` asks
 
 FROZEN = "MOALIGN_PARAMS"  # environment variable: path of a submission's parameters
 
@@ -291,7 +291,7 @@ class Bench(Asked):
     """Prompts, videos of each, and who rates them."""
 
     raters: Annotated[
-        tuple[Literal["motion", "physics", "videophy", "videophy2", "vbench", "vbench2"], ...],
+        tuple[Literal["motion", "physics", "videophy", "videophy2"], ...],
         Strict(False),
         Field(min_length=1),
     ]
@@ -308,10 +308,6 @@ class Rater(Section):
     """checkout of its repository"""
     weights: str | None = None
     """folder of its checkpoint"""
-    mode: Literal["standard", "long"] | None = None
-    """VBench's evaluator: `standard`, or the leaderboard's for clips of 5 s and more"""
-    dimensions: Annotated[tuple[str, ...], Strict(False)] | None = None
-    """which of VBench's; all, where null, and only then there is a total"""
 
 
 class Table(Section):
@@ -408,7 +404,7 @@ class Params(Section):
     methods: dict[str, Method]
     runs: dict[str, Run]
     benches: dict[str, Bench]
-    raters: dict[Literal["videophy", "videophy2", "vbench", "vbench2"], Rater] = {}
+    raters: dict[Literal["videophy", "videophy2", "vbench"], Rater] = {}
     tables: dict[str, Table]
     primary: Primary | None = None
     report: Report
@@ -748,15 +744,8 @@ def _check_benches(params: Params, path: str) -> None:
                     f"{path}: benches.{name}.raters: {rater} rates the prompts of its own suite, not {row.suite}"
                 )
     for name, row in params.raters.items():
-        vbench = name in ("vbench", "vbench2")
-        if not vbench and (row.code is None or row.weights is None):
+        if name in SUITES and (row.code is None or row.weights is None):
             raise Problem(f"{path}: raters.{name}: `code` and `weights` are needed, its checkout and its checkpoint")
-        if (row.mode is None) == (name == "vbench"):
-            raise Problem(
-                f"{path}: raters.{name}.mode: vbench has the modes standard and long, and no other rater has any"
-            )
-        if not vbench and row.dimensions is not None:
-            raise Problem(f"{path}: raters.{name}.dimensions: only vbench and vbench2 have them; remove it")
 
 
 def _check_tables(params: Params, path: str) -> None:

@@ -15,6 +15,8 @@ from scipy.stats import binom, mannwhitneyu, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from moalign.errors import Problem
+
 LEVEL = 0.95
 DRAWS = 4000
 Part = tuple[float, int]  # of the variance of a mean, and its degrees of freedom
@@ -24,8 +26,8 @@ def interval(values: np.ndarray, prompts: Sequence[int], trainings: Sequence[int
     """Interval of the mean of values [N].
 
     One training: `bootstrap` over prompts. It holds for that training alone; how another would differ, nothing tells.
-    Several: the mean -+ `reach`. To resample two to five trainings as well looks honest and is not: where they matter
-    it covers 70 to 92 %.
+    Several: the mean -+ `reach`. To resample the trainings as well looks honest and is not: where they differ, it
+    covers down to 73 % with 2 of them, 83 % with 3, 87 % with 5.
     """
     if len(set(trainings)) == 1:
         return bootstrap(values, prompts)
@@ -156,7 +158,9 @@ def power(n: int, gain: float, discordant: float) -> float:
 
 
 def prompts_needed(gain: float, discordant: float, wanted: float = 0.8) -> int:
-    """Prompts with which `power` reaches `wanted`, for a gain that is not 0; by bisection."""
+    """Prompts with which `power` reaches `wanted`, by bisection."""
+    if not gain or not 0 < wanted < 1:
+        raise Problem(f"power: no number of prompts shows a gain of {gain} with power {wanted}; change them")
     low, high = 0, 1
     while power(high, gain, discordant) < wanted:
         low, high = high, 2 * high

@@ -305,8 +305,8 @@ def power_text(table: Table, params: Params) -> str:
         return ""
     chance = statistics.power(table.videos, gain, discordant)
     return (
-        f" With {table.videos} prompts, and {discordant:.1%} of the pairs passing on one side alone, such a difference"
-        f" has a chance of {chance:.0%} to be significant; 80% takes"
+        f" With {table.videos} prompts, of which {100 * discordant:.1f} % pass in one run alone, such a difference has"
+        f" a chance of {100 * chance:.0f} % to be significant; 80 % takes"
         f" {statistics.prompts_needed(gain, discordant):,} prompts."
     )
 

@@ -423,7 +423,6 @@ VIDEOPHY = (  # what their inference scripts import, peft and transformers in ve
     " from transformers.models.llama.tokenization_llama import LlamaTokenizer;"
     " from transformers.models.clip.image_processing_clip import CLIPImageProcessor"
 )
-VBENCH2 = "import flash_attn, mmcv, mmdet, mmyolo, torch, transformers, vbench2"
 
 
 def ask_raters(site: Site) -> Iterator[Finding]:
@@ -433,18 +432,8 @@ def ask_raters(site: Site) -> Iterator[Finding]:
     for name, row in site.params.raters.items():
         python = str(site.top / row.python)
         if shutil.which(python) is None:
-            make = (
-                "make rater-vbench"
-                if name == "vbench"
-                else "make rater-videophy"
-                if "phy" in name
-                else "docs/raters.md"
-            )
-            yield (
-                False,
-                f"{name}: {row.python}: no such interpreter",
-                f"{make}, or name one of yours: raters.{name}.python",
-            )
+            made = f"make rater-{'vbench' if name == 'vbench' else 'videophy'}"
+            yield False, f"{name}: {row.python}: no such interpreter", f"{made}, or name yours in raters.{name}.python"
             continue
         for kind, path in (("code", row.code), ("weights", row.weights)):
             if path and not (site.top / path).is_dir():
@@ -453,9 +442,9 @@ def ask_raters(site: Site) -> Iterator[Finding]:
                     f"{name}: {path}: no such folder",
                     f"docs/raters.md says what to put there (raters.{name}.{kind})",
                 )
-        wanted = {"": VBENCH2 if name == "vbench2" else VIDEOPHY}
+        wanted = {"": VIDEOPHY}
         if name == "vbench":
-            wanted = {dimension: f"import vbench.{dimension}" for dimension in row.dimensions or VBENCH}
+            wanted = {dimension: f"import vbench.{dimension}" for dimension in VBENCH}
         for dimension, code in wanted.items():
             found = ask(
                 "env", *(f"{key}={value}" for key, value in OFFLINE.items()), python, "-W", "ignore", "-c", code
