@@ -187,17 +187,18 @@ def wanted(
     """Every video that the dimensions of `prompts` read. prompts: dimension -> (prompt_id, prompt).
 
     A prompt has one prompt_id, in whichever dimensions it occurs. videos: dimension -> number per prompt, where it is
-    not the evaluator's own. Problem where two prompts would share a file.
+    not the evaluator's own. Problem where two prompts would share a file, or a number.
     """
-    rows = []
+    counts = {_known(suite, name).name: count for name, count in (videos or {}).items()}
+    rows, named = [], {}
     for name, given in prompts.items():
         dimension = _known(suite, name)
-        count = (videos or {}).get(name, dimension.videos)
-        rows += [
-            Wanted(dimension.name, path_of(suite, dimension.name, prompt, index), prompt_id, index)
-            for prompt_id, prompt in given
-            for index in range(count)
-        ]
+        for prompt_id, prompt in given:
+            if named.setdefault(prompt_id, prompt) != prompt:
+                raise Problem(f"{suite.title}: {named[prompt_id]!r} and {prompt!r} both have number {prompt_id}")
+            for index in range(counts.get(dimension.name, dimension.videos)):
+                path = path_of(suite, dimension.name, prompt, index)
+                rows.append(Wanted(dimension.name, path, prompt_id, index))
     for one, other in collisions(rows):
         raise Problem(
             f"{suite.title}: {one.path!r} is wanted for prompts {one.prompt_id} and {other.prompt_id};"
