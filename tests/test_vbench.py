@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moalign import video
+from moalign import cli, manifest, video
 from moalign.bench import motion, preflight, vbench, vbench_results
 from moalign.bench.vbench import SUITES, VBENCH, VBENCH2, Wanted
 from moalign.errors import Problem
+from moalign.manifest import Sample
 
 TOP = Path(__file__).parents[1]
 PAPER = json.loads((TOP / "resources" / "paper_scores.json").read_text())
@@ -837,3 +839,62 @@ def test_flicker_of_one_frame_is_none_and_a_broken_file_is_listed(tmp_path):
     data = clip()
     (tmp_path / wanted[1].path).write_bytes(data[: len(data) // 2])
     assert faults(tmp_path, wanted) == [("short", wanted[0].path), ("unreadable", wanted[1].path)]
+
+
+# --- the commands around the evaluator --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder with params.yaml, a short registry in place of VBench's, and a run's videos in two shards."""
+    for name in ("params.yaml", "scales", "resources"):
+        (tmp_path / name).symlink_to(TOP / name)
+    registry = [
+        {"prompt_en": "a bird", "dimension": ["object_class", "color"]},
+        {"prompt_en": "a still lake", "dimension": ["temporal_flickering"]},
+    ]
+    monkeypatch.chdir(tmp_path)
+    manifest.write_text("data/prompts/VBench_full_info.json", json.dumps(registry))
+    manifest.write_text("pin.yaml", "{stage: sample, revision: 1}\n")
+    plan = [(0, index) for index in range(5)] + [(1, index) for index in range(25)]
+    for shard, cells in enumerate((plan[:12], plan[12:])):
+        with manifest.making(f"samples/{shard:04d}.jsonl", Sample, pin="pin.yaml") as made:
+            for number, index in cells:
+                file = f"{shard:04d}/{number}-{index}.mp4"
+                video.write(made.path.parent / file, np.full((9, 64, 64, 3), 60 * number + 4 * index, np.uint8), 8)
+                text = registry[number]["prompt_en"]
+                made.rows.append(Sample(number, text, text, index, 7, file, 8.0, 9))
+    return tmp_path
+
+
+def call(*words: str) -> int:
+    return cli.main(["vbench", *words, "--bench", "vbench"])
+
+
+def test_a_runs_videos_get_the_names_that_the_evaluator_looks_for(home, capsys):
+    shards = ["samples/0000.jsonl", "samples/0001.jsonl"]
+    assert call("videos", "--samples", *shards, "--out", "named") == 0
+    assert "30 links, 30 of 30 videos are ready" in capsys.readouterr().out
+    assert {path.name for path in (home / "named").iterdir()} == {f"a bird-{i}.mp4" for i in range(5)} | {
+        f"a still lake-{i}.mp4" for i in range(25)
+    }
+    assert call("videos", "--samples", shards[0], "--out", "some") == 1
+    said = capsys.readouterr().out
+    assert "12 of 30 videos are ready" in said and "missing    a still lake-7.mp4" in said
+
+
+def test_what_the_evaluator_left_is_read_and_an_incomplete_suite_has_no_total(home, capsys):
+    rows = [{"video_path": f"named/a bird-{index}.mp4", "video_results": 0.5 + index / 10} for index in range(5)]
+    manifest.write_text("left/x_eval_results.json", json.dumps({"object_class": [0.7, rows]}))
+    assert call("totals", "--results", "left") == 1
+    said = capsys.readouterr().out
+    assert re.search(r"object_class +semantic +70.00 %  of 5 videos", said)
+    assert "no total: subject_consistency, " in said and "object_class" not in said.splitlines()[-1]
+    manifest.write_text("left/x_eval_results.json", json.dumps({"object_class": [0.7, rows[:4]]}))
+    assert call("totals", "--results", "left") == 1
+    assert re.search(r"object_class +semantic +- %  of 4 videos", capsys.readouterr().out)
+
+
+def test_a_bench_that_is_none_of_vbenchs_is_named(home, capsys):
+    assert cli.main(["vbench", "totals", "--bench", "videophy", "--results", "x"]) == 2
+    assert "there are: vbench, vbench2" in capsys.readouterr().err

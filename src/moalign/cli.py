@@ -176,6 +176,28 @@ COMMANDS = {
             Flag("help-fetch", "say which files are needed, where they come from and where they go", switch=True),
         ),
     ),
+    "vbench videos": Command(
+        "moalign.stages.vbench:videos",
+        "give a run's videos the names that VBench's evaluator looks for, and look at them before it does",
+        (
+            Flag("bench", "of params.yaml: vbench, vbench2"),
+            Flag("samples", "manifests of Sample rows, one for each shard", many=True),
+            Flag("out", "folder for the links"),
+            Flag("mode", "the evaluator: standard, the default, or long", optional=True),
+            Flag("params", "params.yaml, the default", optional=True),
+            Flag("scale", "paper, the default", optional=True),
+        ),
+    ),
+    "vbench totals": Command(
+        "moalign.stages.vbench:totals",
+        "read what VBench's evaluator left, strictly, and compute its groups and total",
+        (
+            Flag("bench", "of params.yaml: vbench, vbench2"),
+            Flag("results", "folder with its *_eval_results.json"),
+            Flag("params", "params.yaml, the default", optional=True),
+            Flag("scale", "paper, the default", optional=True),
+        ),
+    ),
     "weights check": Command(
         "moalign.stages.weights:check",
         "say offline which pretrained weights are here, whether they are the right ones, and how to fetch the rest",
