@@ -79,6 +79,6 @@ def test_text_of_any_language_survives(tmp_path, pin):
     out = tmp_path / "x.jsonl"
     prompt = 'a "red" ball\u2028 — 球'
     with manifest.making(out, manifest.Sample, pin=pin) as made:
-        made.rows.append(manifest.Sample(0, prompt, 0, 1, "a.mp4", 8.0, 17))
+        made.rows.append(manifest.Sample(0, prompt, prompt, 0, 1, "a.mp4", 8.0, 17))
     assert manifest.read(out, manifest.Sample).rows[0].prompt == prompt
     assert json.loads(out.read_text().splitlines()[0])["manifest"] == "Sample"

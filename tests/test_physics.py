@@ -170,7 +170,7 @@ def ugly():
 @pytest.mark.parametrize(("name", "frames"), list(ugly()), ids=[name for name, _ in ugly()])
 def test_ugly_videos_get_a_verdict(name, frames):
     prompts = [captions.named(text) for text in (TOP / "resources/prompts/world.txt").read_text().splitlines()]
-    sample = Sample(0, "", 0, 0, "0.mp4", 8.0, len(frames))
+    sample = Sample(0, "", "", 0, 0, "0.mp4", 8.0, len(frames))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen = judge.see(frames, RULES)
