@@ -575,7 +575,16 @@ def test_flicker_rated_on_the_samples_themselves_keeps_their_numbers(tmp_path):
     rows = rows_of([row for row in wanted if row.index < 5], lambda place: place / 10, top="/data/samples")
     save(tmp_path / "x_eval_results.json", "temporal_flickering", rows)
     rated, _ = read_one(tmp_path, VBENCH, "temporal_flickering", wanted)
-    assert [row.value for row in rated.values] == pytest.approx([place / 10 for place in range(10)])
+    assert [(row.index, row.value) for row in rated.values] == [(place % 5, place / 10) for place in range(10)]
+
+
+def test_the_filter_concerns_flicker_alone(tmp_path):
+    filtered(tmp_path, [3, 7])
+    wanted = due(VBENCH, "scene")
+    save(tmp_path / "x_eval_results.json", "scene", rows_of(wanted[1:], lambda place: place / 10))
+    rated, _ = read_one(tmp_path, VBENCH, "scene", wanted)
+    assert (rated.missing, rated.omitted) == (("prompt 0-0.mp4",), ())
+    assert [row.index for row in rated.values] == [1, 2, 3, 4, 0, 1, 2, 3, 4]
 
 
 def test_two_filters_that_differ_are_refused(tmp_path):
