@@ -117,6 +117,29 @@ def test_an_edit_is_seen_where_snakemake_has_no_memory(finished, tmp_path):
     assert runs(jobs["align_run"]) == {"cog-moalign"}
 
 
+def test_what_dvc_brings_is_current_and_an_edit_made_before_is_seen(finished, tmp_path):
+    """As in the folder of `dvc exp run --queue`: parameters first, then the outs of HEAD, then the stages."""
+    folder = tmp_path / "home"
+    shutil.copytree(finished, folder, symlinks=True)
+    shutil.rmtree(folder / ".snakemake")
+    shutil.rmtree(folder / "work")
+    for name in ("Snakefile", "workflow", "local"):
+        (folder / name).symlink_to(TOP / name)
+    for path in (folder / "results").rglob("*.*"):
+        os.utime(path)
+    row = "moalign: {target: motion, loss: soft_trd, lam: 0.5, tau: 10.0}"
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace(row, row.replace("10.0", "5.0")))
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    stage = ["sh", "workflow/stage.sh", "pins", "pin"]
+    done = subprocess.run(stage, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tau: 5.0" in (folder / f"results/{SCALE}/pins/align/cog-moalign-s0.yaml").read_text()
+    jobs = planned(folder)
+    assert set(jobs) == {"align_run", "sample_run", "bench_run", "report", "all"}
+    assert runs(jobs["align_run"]) == {"cog-moalign"}
+
+
 def test_the_subsets_seed_reruns_everything_behind_it(finished):
     jobs = planned(finished, "subset", "  seed: 0\n", "  seed: 7\n")
     everything = {row["rule"] for row in summary(finished)} | {"all"}

@@ -9,5 +9,6 @@ milestone=$1
 if [ ! -e .snakemake/metadata ] && ls results/*/pins > /dev/null 2>&1; then
     echo "marking what DVC has brought as current" >&2
     snakemake --touch --forceall --quiet all -- all || exit 1
+    [ "$milestone" = pins ] && set -- "$@" --forcerun pin # whatever their text: parameters may have been edited before
 fi
 exec snakemake --allowed-rules "$@" -- "$milestone"
