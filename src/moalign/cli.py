@@ -39,6 +39,10 @@ MANY_CLIPS = Flag("clips", "manifests of Clip rows", many=True)
 SELECTION = Flag("selection", "manifest of Choice rows, from `select`")
 SHARD = Flag("shard", "which shard, from 0", number=True)
 WORK = Flag("work", "folder for checkpoints; a killed training goes on from there")
+PARAMS = Flag("params", "params.yaml, the default", optional=True)
+SCALE = Flag("scale", "in place of the one that it names", optional=True)
+PAPER = Flag("scale", "paper, the default", optional=True)
+VBENCH = Flag("bench", "of params.yaml: vbench, vbench2")
 CLIP_COUNT = Flag("clips", "how many clips to draw", number=True)
 OUT = Flag("out", "where the manifest goes; its data files are written beside it")
 
@@ -154,8 +158,8 @@ COMMANDS = {
         "say what a run would lack here: scheduler, GPUs, disk, weights, remotes; each with its cure",
         (
             Flag("profile", "local, the default, or slurm", optional=True),
-            Flag("params", "params.yaml, the default", optional=True),
-            Flag("scale", "in place of the one that it names", optional=True),
+            PARAMS,
+            SCALE,
             Flag("raters", "only the benchmarks' own raters: import what each needs in its environment", switch=True),
         ),
     ),
@@ -171,8 +175,8 @@ COMMANDS = {
         "moalign.stages.prompts:run",
         "count what the benches ask: prompts, videos, dimensions",
         (
-            Flag("params", "params.yaml, the default", optional=True),
-            Flag("scale", "in place of the one that it names", optional=True),
+            PARAMS,
+            SCALE,
             Flag("help-fetch", "say which files are needed, where they come from and where they go", switch=True),
         ),
     ),
@@ -180,30 +184,30 @@ COMMANDS = {
         "moalign.stages.vbench:videos",
         "give a run's videos the names that VBench's evaluator looks for, and look at them before it does",
         (
-            Flag("bench", "of params.yaml: vbench, vbench2"),
+            VBENCH,
             Flag("samples", "manifests of Sample rows, one for each shard", many=True),
             Flag("out", "folder for the links"),
             Flag("mode", "the evaluator: standard, the default, or long", optional=True),
-            Flag("params", "params.yaml, the default", optional=True),
-            Flag("scale", "paper, the default", optional=True),
+            PARAMS,
+            PAPER,
         ),
     ),
     "vbench totals": Command(
         "moalign.stages.vbench:totals",
         "read what VBench's evaluator left, strictly, and compute its groups and total",
         (
-            Flag("bench", "of params.yaml: vbench, vbench2"),
+            VBENCH,
             Flag("results", "folder with its *_eval_results.json"),
-            Flag("params", "params.yaml, the default", optional=True),
-            Flag("scale", "paper, the default", optional=True),
+            PARAMS,
+            PAPER,
         ),
     ),
     "weights check": Command(
         "moalign.stages.weights:check",
         "say offline which pretrained weights are here, whether they are the right ones, and how to fetch the rest",
         (
-            Flag("params", "params.yaml, the default", optional=True),
-            Flag("scale", "in place of the one that it names", optional=True),
+            PARAMS,
+            SCALE,
             Flag("record", "write hashes and commits of what is right into resources/weights.lock.yaml", switch=True),
         ),
     ),
@@ -212,8 +216,8 @@ COMMANDS = {
         "measure steps of stage 2 at a run's true sizes with random weights: clips/s, memory, utilisation",
         (
             Flag("run", "row of params.yaml's runs, cog-moalign by default", optional=True),
-            Flag("params", "params.yaml, the default", optional=True),
-            Flag("scale", "in place of the one that it names", optional=True),
+            PARAMS,
+            SCALE,
             Flag("steps", "steps to time, 5 by default", number=True, optional=True),
             Flag(
                 "micro",

@@ -30,17 +30,17 @@ def videos(
     places = defaultdict(list)
     for video in wanted:
         places[video.key].append(video.path)
-    folder, linked = Path(out), 0
+    folder, linked, frames = Path(out), 0, 1
     for path in samples:
         given = manifest.read(path, Sample)
         for sample in given.rows:
+            frames = max(frames, sample.frames)
             for name in dict.fromkeys(places.get((sample.prompt_id, sample.index), ())):
                 link = folder / name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.unlink(missing_ok=True)
                 os.symlink(given.locate(sample.file).resolve(), link)
                 linked += 1
-    frames = max((sample.frames for path in samples[:1] for sample in manifest.read(path, Sample).rows), default=1)
     found = preflight(folder, wanted, frames, mode if suite is vbench.VBENCH else None)
     print(f"{out}: {linked} links, {found.ready} of {found.videos} videos are ready for {suite.title}")
     for fault in found.faults[:SHOWN]:
