@@ -145,8 +145,13 @@ COMMANDS = {
     ),
     "miniature": Command(
         "moalign.stages.miniature:run",
-        "train one of the small models of resources/miniature from nothing",
-        (CONFIG, WORK, Flag("out", "folder, in the hub's layout")),
+        "train one of the small models of resources/miniature",
+        (
+            CONFIG,
+            WORK,
+            Flag("out", "folder, in the hub's layout"),
+            Flag("start", "a video model made before, whose VAE's decoder learns on", optional=True),
+        ),
     ),
     "card": Command(
         "moalign.stages.card:run",

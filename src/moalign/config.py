@@ -381,6 +381,8 @@ class Pretraining(Section):
     """share of the encoder's tokens that it must fill in"""
     cogvideox_vae: Autoencode
     cogvideox: Fit
+    cogvideox_decoder: Autoencode
+    """goes on after the transformer, so that its latents stay"""
     wan_vae: Autoencode
     wan: Fit
     videomae: Fit

@@ -1,12 +1,14 @@
 """The small models of resources/miniature, trained from nothing on the physics world, in the hub's layout.
 
-`moalign miniature --config PIN --work DIR --out FOLDER`, one model a call. A killed training goes on from its last
-checkpoint; numbers depend on (seed, step) alone. The models are what the miniature scale downloads, so to say: only
-stages 1 and 2 follow the paper, their pretraining may use any recipe. Beside the weights lie card.json and SHA256SUMS.
+`moalign miniature --config PIN --work DIR --out FOLDER [--start MODEL]`, one model a call. A killed training goes on
+from its last checkpoint; numbers depend on (seed, step) alone. The models are what the miniature scale downloads, so to
+say: only stages 1 and 2 follow the paper, their pretraining may use any recipe. Beside the weights lie card.json and
+SHA256SUMS.
 """
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -62,8 +64,12 @@ class World:
         return torch.from_numpy(vectors).permute(2, 0, 1).float(), torch.from_numpy(seen).float()
 
 
-def run(config: str, work: str, out: str) -> None:
-    """Train the pin's model and write it to `out`."""
+def run(config: str, work: str, out: str, start: str | None = None) -> None:
+    """Train the pin's model and write it to `out`.
+
+    start: a video model made before, of which only the VAE's decoder learns on: its latents, and so its transformer,
+    stay as they are.
+    """
     pin = MiniaturePin.load(config)
     where = device.use(pin.machine)
     work_folder = Path(work)
@@ -72,9 +78,16 @@ def run(config: str, work: str, out: str) -> None:
     started = time.monotonic()
     torch.manual_seed(pin.pretraining.seed)
     make = {"cogvideox": make_backbone, "wan": make_backbone, "videomae": make_encoder, "raft": make_raft}[pin.model]
-    card = make(pin, world, work_folder, Path(out), where)
-    card = {"model": pin.model, "seed": pin.pretraining.seed, "clips": pin.pretraining.clips, **card}
-    card |= {"device": str(where), "threads": pin.machine.threads, "seconds": round(time.monotonic() - started)}
+    card = (
+        continue_decoder(pin, world, work_folder, Path(out), Path(start), where)
+        if start
+        else (
+            {"model": pin.model, "seed": pin.pretraining.seed, "clips": pin.pretraining.clips}
+            | make(pin, world, work_folder, Path(out), where)
+        )
+    )
+    made = {"device": str(where), "threads": pin.machine.threads, "seconds": round(time.monotonic() - started)}
+    card = card | {"decoder": card["decoder"] | made} if start else card | made
     manifest.write_text(Path(out) / "card.json", json.dumps(card, indent=1) + "\n")
     blueprint.write_sums(out)
 
@@ -217,10 +230,33 @@ def make_backbone(pin: MiniaturePin, world: World, work: Path, out: Path, where:
     backbone.transformer.register_to_config(_name_or_path=row.weights)  # not the folder that it was made in
     backbone.save(out / "transformer")
     backbone.text_encoder.save_pretrained(str(out / "text_encoder"))
+    decoder = {"decoder": train_decoder(pin, world, work, out, vae, where)} if pin.model == "cogvideox" else {}
     return {
         "vae": {"steps": own.steps, "batch": own.batch, "l1": error, "loss": curve(vae_losses)},
         "transformer": {"steps": settings.steps, "batch": settings.batch, "wrong": recipe.wrong, "loss": curve(losses)},
+        **decoder,
     }
+
+
+def continue_decoder(pin: MiniaturePin, world: World, work: Path, out: Path, start: Path, where: torch.device) -> dict:
+    """Train the decoder of the model in `start` some more on its encoder's latents; the rest is copied."""
+    shutil.copytree(start, out, dirs_exist_ok=True)
+    vae = type(blueprint.pipeline(pin.backbones[pin.model].family).vae).from_pretrained(start, subfolder="vae")
+    card = json.loads((start / "card.json").read_text())
+    return card | {"decoder": train_decoder(pin, world, work, out, vae.to(where), where)}
+
+
+def train_decoder(pin: MiniaturePin, world: World, work: Path, out: Path, vae: nn.Module, where: torch.device) -> dict:
+    """The VAE's decoder alone, on whole clips, for the time that its transformer did not need."""
+    row = pin.pretraining.cogvideox_decoder
+    vae.encoder.requires_grad_(False)
+    losses = fit(
+        "decoder", vae, row, partial(pieces, world, row), lambda *drawn: vae_loss(vae, *drawn, where), work, pin
+    )
+    vae.eval()
+    error = reconstruction_error(vae, world, where)
+    vae.save_pretrained(str(out / "vae"))
+    return {"steps": row.steps, "batch": row.batch, "l1": error, "loss": curve(losses)}
 
 
 def pieces(world: World, row: config.Autoencode, rng: Generator) -> tuple[Tensor, int]:
