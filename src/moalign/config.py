@@ -36,7 +36,7 @@ REVISIONS = {
     "miniature": 1,
 }
 
-SUITES = ("videophy", "videophy2")  # benchmarks whose own rater `moalign bench` asks
+SUITES = ("videophy", "videophy2", "vbench", "vbench2")  # benchmarks whose own rater `moalign bench` asks
 
 FROZEN = "MOALIGN_PARAMS"  # environment variable: path of a submission's parameters
 
@@ -291,7 +291,7 @@ class Bench(Asked):
     """Prompts, videos of each, and who rates them."""
 
     raters: Annotated[
-        tuple[Literal["motion", "physics", "videophy", "videophy2"], ...],
+        tuple[Literal["motion", "physics", "videophy", "videophy2", "vbench", "vbench2"], ...],
         Strict(False),
         Field(min_length=1),
     ]
@@ -308,6 +308,8 @@ class Rater(Section):
     """checkout of its repository"""
     weights: str | None = None
     """folder of its checkpoint"""
+    dimensions: Annotated[tuple[str, ...] | None, Strict(False)] = None
+    """of VBench, VBench-2.0: the only ones that are rated, and then without a total; null: all"""
 
 
 class Table(Section):
@@ -406,7 +408,7 @@ class Params(Section):
     methods: dict[str, Method]
     runs: dict[str, Run]
     benches: dict[str, Bench]
-    raters: dict[Literal["videophy", "videophy2", "vbench"], Rater] = {}
+    raters: dict[Literal["videophy", "videophy2", "vbench", "vbench2"], Rater] = {}
     tables: dict[str, Table]
     primary: Primary | None = None
     report: Report
@@ -746,8 +748,10 @@ def _check_benches(params: Params, path: str) -> None:
                     f"{path}: benches.{name}.raters: {rater} rates the prompts of its own suite, not {row.suite}"
                 )
     for name, row in params.raters.items():
-        if name in SUITES and (row.code is None or row.weights is None):
+        if name.startswith("videophy") and (row.code is None or row.weights is None):
             raise Problem(f"{path}: raters.{name}: `code` and `weights` are needed, its checkout and its checkpoint")
+        if name == "vbench2" and row.code is None:
+            raise Problem(f"{path}: raters.{name}: `code` is needed, the folder of its evaluate.py")
 
 
 def _check_tables(params: Params, path: str) -> None:

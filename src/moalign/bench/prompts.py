@@ -59,6 +59,15 @@ def plan(asked: list[Prompt], shard: int = 0, shards: int = 1) -> list[tuple[int
     return cells[len(cells) * shard // shards : len(cells) * (shard + 1) // shards]
 
 
+def by_state(asked: list[Prompt]) -> dict[str, list[int]]:
+    """State of matter -> prompt_id of its prompts; empty where prompts have none."""
+    found: dict[str, list[int]] = {}
+    for number, prompt in enumerate(asked):
+        if prompt.state:
+            found.setdefault(prompt.state, []).append(number)
+    return found
+
+
 def longer(bench: Asked, rows: list["Row"]) -> list[str]:
     """What the model is given for each row: its prompt, or the longer text that the bench has for it."""
     if bench.variant == "short":

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from moalign import manifest
-from moalign.bench import scores, statistics
+from moalign.bench import scores, statistics, suite_scores
 from moalign.bench.gate import Gate, judge_base
 from moalign.bench.scores import Difference, Key, Summary
+from moalign.bench.vbench import SUITES, Suite
 from moalign.config import Params
 from moalign.errors import Problem
 from moalign.manifest import Manifest, Sample, Score
 
+Values = dict[str, dict[int, dict[Key, float]]]  # of one metric: run -> seed of the training -> video
 Published = Mapping[str, Mapping[str, float | None]]  # run -> metric -> number of the paper, in the unit of `Metric`
 SHOWN = 12  # missing videos that a table lists one by one
 
@@ -56,6 +58,11 @@ METRICS = {  # in the order of a table's columns
     "motion": Metric("Mean motion", "px", 1, 2),
     "still": Metric("Near still", "%", 100, 1),
 }
+SUITE_METRICS = {
+    name: Metric(name.replace("_", " ").capitalize() if suite.name == "vbench" else name.replace("_", " "), "%", 100, 1)
+    for suite in SUITES.values()
+    for name in (*suite.groups, *suite.dimensions)
+} | {suite_scores.TOTAL: Metric("Total", "%", 100, 1)}
 BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
 
@@ -104,6 +111,9 @@ class Table:
     gate: Gate | None = None  # of the base, where physics is rated
     matched: Matched | None = None  # where physics and motion are
     primary: Contrast | None = None  # in the first table that holds both its runs
+    dimensions: tuple[str, ...] = ()  # metrics that stand in a table of their own, a line each
+    states: dict[str, dict[str, dict[str, Summary]]] = field(default_factory=dict)  # run -> state of matter -> metric
+    published: Published = field(default_factory=dict)  # the paper's, where they may be set beside these
 
 
 def make_table(results: Path, params: Params, name: str, published: Published | None = None) -> Table:
@@ -111,32 +121,114 @@ def make_table(results: Path, params: Params, name: str, published: Published | 
     published = published or {}
     row = params.tables[name]
     rated: dict[str, dict[int, list[Score]]] = {}  # run -> seed -> rows
+    notes: dict[str, dict[int, dict]] = {}
     keys: set[Key] = set()
     pins, codes = {}, set()
     for run in row.rows:
-        rated[run] = {}
+        rated[run], notes[run] = {}, {}
         for seed in params.seeds_of(run):
             for path in params.samples(run, row.bench, seed):
                 keys |= {(video.prompt_id, video.index) for video in manifest.read(results / path, Sample).rows}
             given = manifest.read(results / f"scores/{run}/s{seed}/{row.bench}.jsonl", Score)
             refuse_stand_ins(given)
             rated[run][seed] = given.rows + scores.joint(given.rows)
+            notes[run][seed] = given.header.notes
             pins[run] = " ".join([*pins.get(run, "").split(), given.header.pin[:10]])
             codes.add(given.header.code)
-    rules = {score.metric: score.rule for seeds in rated.values() for rows in seeds.values() for score in rows}
-    rules = {metric: rules[metric] for metric in dict.fromkeys([*METRICS, *rules]) if metric in rules}
+    rules = rules_of(name, rated)
     values = {
         metric: {run: {seed: scores.by_key(rows, metric) for seed, rows in rated[run].items()} for run in row.rows}
         for metric in rules
     }
+    suite = SUITES.get(params.benches[row.bench].suite)
+    dimensions = tuple(metric for metric in rules if suite and metric in suite.dimensions)
     cells: dict[str, dict[str, Cell]] = {run: {} for run in row.rows}
+    if dimensions:
+        values = suite_values(suite, {metric: values[metric] for metric in dimensions}, notes) | {
+            metric: of_runs for metric, of_runs in values.items() if metric not in dimensions
+        }
+        rules = {metric: rules.get(metric, suite_rule(suite, metric)) for metric in values}
     for metric in rules:
-        for run, cell in zip(row.rows, cells_of(metric, values[metric], keys, published), strict=True):
+        due = set().union(*(of.keys() for seeds in values[metric].values() for of in seeds.values()))
+        due = due if metric in dimensions or metric not in METRICS else keys
+        for run, cell in zip(row.rows, cells_of(metric, values[metric], due, published), strict=True):
             cells[run][metric] = cell
     gate, matched = beside_base(results, params, name, keys, values)
     primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
     code = ", ".join(sorted(codes))
-    return Table(name, row.title, row.bench, len(keys), rules, cells, pins, code, gate, matched, primary)
+    states = {run: states_of(values, run, notes[run]) for run in row.rows}
+    beside = published if params.scale == "paper" else {}  # below it orders alone may be compared
+    shown = (pins, code, gate, matched, primary, dimensions, states, beside)
+    return Table(name, row.title, row.bench, len(keys), rules, cells, *shown)
+
+
+def rules_of(name: str, rated: dict[str, dict[int, list[Score]]]) -> dict[str, str]:
+    """Metric -> how it is defined, in the order of columns; Problem where two rows of a table mean different things."""
+    rules: dict[str, str] = {}
+    for run, seeds in rated.items():
+        for score in (score for rows in seeds.values() for score in rows):
+            if rules.setdefault(score.metric, score.rule) != score.rule:
+                raise Problem(
+                    f"tables.{name}: {score.metric} of {run} is {score.rule!r}, that of another row"
+                    f" {rules[score.metric]!r}; rate all rows of a table in one way"
+                )
+    return {metric: rules[metric] for metric in dict.fromkeys([*METRICS, *rules]) if metric in rules}
+
+
+def suite_values(suite: Suite, values: dict[str, Values], notes: dict[str, dict[int, dict]]) -> dict[str, Values]:
+    """Total, groups and dimensions of a suite by prompt (`suite_scores`); no value where a video that is due has none.
+
+    values: dimension -> run -> seed -> video.
+    """
+    asked: dict[str, set[int]] = {}  # metric -> prompts of any run, so that runs pair
+    found: dict[tuple[str, int], dict[str, suite_scores.Estimate]] = {}
+    for run, seeds in notes.items():
+        for seed, note in seeds.items():
+            whole = {}
+            for name, videos in note["due"].items():
+                due = {tuple(key) for key in videos}
+                asked.setdefault(name, set()).update(prompt for prompt, _ in due)
+                of_key = values.get(name, {}).get(run, {}).get(seed, {})
+                if due <= of_key.keys():
+                    whole[name] = of_key
+            found[run, seed] = suite_scores.estimates(suite, whole)
+    for group in suite.groups:
+        parts = [asked.get(one.name, set()) for one in suite.dimensions.values() if one.group == group]
+        asked[group] = set().union(*parts)
+    asked[suite_scores.TOTAL] = set().union(*asked.values())
+    order = [suite_scores.TOTAL, *suite.groups, *(name for name in suite.dimensions if name in values)]
+    return {
+        metric: {
+            run: {
+                seed: suite_scores.by_prompt(found[run, seed][metric], sorted(asked[metric]))
+                if metric in found[run, seed]
+                else {}
+                for seed in seeds
+            }
+            for run, seeds in notes.items()
+        }
+        for metric in order
+    }
+
+
+def suite_rule(suite: Suite, metric: str) -> str:
+    """What a group or the total is."""
+    of = "the groups" if metric == suite_scores.TOTAL else f"its normalised dimensions of group {metric}"
+    return f"{suite.title}'s weighted mean of {of}"
+
+
+def states_of(values: dict[str, Values], run: str, notes: dict[int, dict]) -> dict[str, dict[str, Summary]]:
+    """A run's means by state of matter, where its prompts have one."""
+    found: dict[str, dict[str, Summary]] = {}
+    for state, prompts in next(iter(notes.values())).get("groups", {}).items():
+        for metric in ("SA_raw", "PC_raw", "SA_pass", "PC_pass"):
+            of_run = {
+                seed: {key: value for key, value in of_key.items() if key[0] in set(prompts)}
+                for seed, of_key in values.get(metric, {}).get(run, {}).items()
+            }
+            due = set().union(*of_run.values())
+            found.setdefault(state, {})[metric] = scores.summarise(metric, of_run, due)
+    return found
 
 
 def refuse_stand_ins(given: Manifest[Score]) -> None:
@@ -218,7 +310,7 @@ def verdict_on(found: Difference, published: float | None) -> str | None:
 
 def markdown(table: Table, params: Params) -> str:
     """A table as Markdown: the means, then the differences, then what the columns mean."""
-    metrics = {metric: metric_of(metric) for metric in table.rules}
+    metrics = {metric: metric_of(metric) for metric in table.rules if metric not in table.dimensions}
     heads = [f"{shown.label} ({shown.unit})" if shown.unit else shown.label for shown in metrics.values()]
     first = next(iter(table.rows))
     rows = rows_shown(table, params)
@@ -229,7 +321,9 @@ def markdown(table: Table, params: Params) -> str:
     lines += [f"**{remark}**", ""] if (remark := gate_remark(table, params)) else []
     lines += [line("run", "what it is", "n", *heads, "pin"), line(*["---"] * (len(heads) + 4))]
     for run, cells in rows.items():
-        shown = [mean_text(metrics[metric], cell.summary) for metric, cell in cells.items()]
+        shown = [
+            mean_text(metrics[metric], cells[metric].summary) + paper_text(table, run, metric) for metric in metrics
+        ]
         n = min((cell.summary.n for cell in cells.values()), default=0)
         lines.append(line(f"`{run}`", describe(params, run), str(n), *shown, f"`{table.pins[run]}`"))
     lines += ["", f"Paired difference from `{first}`: the same prompts and the same noise."]
@@ -237,14 +331,16 @@ def markdown(table: Table, params: Params) -> str:
     lines += [line("run", *heads), line(*["---"] * (len(heads) + 1))]
     for run, cells in rows.items():
         if run != first:
-            lines.append(line(f"`{run}`", *[difference_text(metrics[metric], cell) for metric, cell in cells.items()]))
+            lines.append(line(f"`{run}`", *[difference_text(shown, cells[name]) for name, shown in metrics.items()]))
+    lines += dimension_lines(table, rows)
+    lines += state_lines(table, rows)
     lines += ["", text] if (text := primary_text(table, params)) else []
     if table.matched:
         shown = {run: found for run, found in table.matched.rows.items() if run in rows}
         lines += ["", matched_text(table.matched), "", line("run", *BINS, "mean of the three")]
         lines += [line(*["---"] * (len(BINS) + 2))]
         lines += [line(f"`{run}`", *map(matched_cell, found)) for run, found in shown.items()]
-    lines += ["", *[f"- {metrics[metric].label}: {rule}" for metric, rule in table.rules.items()]]
+    lines += ["", *[f"- {metric_of(metric).label}: {rule}" for metric, rule in table.rules.items()]]
     lines.append(f"- Rated by {table.code}, with the pins named above.")
     gone = missing_lines(table)
     lines += ["", *[f"- {text}" for text in gone]] if gone else []
@@ -311,6 +407,42 @@ def power_text(table: Table, params: Params) -> str:
     )
 
 
+def paper_text(table: Table, run: str, metric: str) -> str:
+    """The paper's number beside ours, where it may stand there."""
+    number = table.published.get(run, {}).get(metric)
+    return "" if number is None else f" (paper {number:g})"
+
+
+def dimension_lines(table: Table, rows: dict[str, dict[str, Cell]]) -> list[str]:
+    """A suite's dimensions, a line each: mean and interval, and the difference from the first row."""
+    if not table.dimensions:
+        return []
+    first, *others = rows
+    heads = [f"`{run}`" for run in rows] + [f"`{run}` − `{first}`" for run in others]
+    lines = ["", "Dimensions (%), not normalised.", "", line("dimension", *heads)]
+    lines.append(line(*["---"] * (len(heads) + 1)))
+    for name in table.dimensions:
+        shown = metric_of(name)
+        means = [mean_text(shown, cells[name].summary) + paper_text(table, run, name) for run, cells in rows.items()]
+        apart = [difference_text(shown, rows[run][name]) for run in others]
+        lines.append(line(shown.label, *means, *apart))
+    return lines
+
+
+def state_lines(table: Table, rows: dict[str, dict[str, Cell]]) -> list[str]:
+    """Means by state of matter, a line for each run and state."""
+    found = [(run, state, cells) for run in rows for state, cells in table.states.get(run, {}).items()]
+    if not found:
+        return []
+    metrics = [metric for metric in found[0][2] if any(cells[metric].n for _, _, cells in found)]
+    lines = ["", "By state of matter.", "", line("run", "state", "n", *(f"{METRICS[m].label} (%)" for m in metrics))]
+    lines.append(line(*["---"] * (len(metrics) + 3)))
+    for run, state, cells in found:
+        shown = [mean_text(METRICS[metric], cells[metric]) for metric in metrics]
+        lines.append(line(f"`{run}`", state, str(min(cells[metric].n for metric in metrics)), *shown))
+    return lines
+
+
 def matched_text(matched: Matched) -> str:
     """What the bins of matched motion are."""
     low, high = (METRICS["motion"].text(edge) for edge in matched.edges)
@@ -365,7 +497,7 @@ def missing_lines(table: Table) -> list[str]:
 
 def metric_of(metric: str) -> Metric:
     """How a metric is written; one without an entry goes by its own name."""
-    return METRICS.get(metric, Metric(metric))
+    return METRICS.get(metric) or SUITE_METRICS.get(metric, Metric(metric))
 
 
 def describe(params: Params, run: str) -> str:

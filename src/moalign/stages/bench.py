@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from moalign import device, manifest, shards, video
-from moalign.bench import external, motion, physics, prompts, videophy
+from moalign.bench import external, motion, physics, prompts, vbench, vbench_rater, vbench_results, videophy
+from moalign.bench.preflight import preflight
 from moalign.bench.scores import Key
 from moalign.config import BenchPin
 from moalign.errors import Problem
@@ -100,7 +101,8 @@ def ask_videophy(name: str, pin: BenchPin, given: Given, folder: Path, made: Mak
         "commands": [task.command for task in tasks],
         "versions": external.versions(pin.raters[name].python, "torch", "transformers", "peft"),
     }
-    seeds = {(row.prompt_id, row.index): row.seed for _, row in given.videos}
+    made.notes["groups"] = prompts.by_state(given.asked)
+    seeds = seeds_of(given)
     return [
         Score(*key, seeds[key], metric, value, rater=external.called(name, pin.raters[name].code), rule=rule)
         for metric, (rule, of_key) in videophy.metrics(name, values).items()
@@ -108,7 +110,44 @@ def ask_videophy(name: str, pin: BenchPin, given: Given, folder: Path, made: Mak
     ]
 
 
-BENCHMARKS = {"videophy": ask_videophy, "videophy2": ask_videophy}  # raters of their own, in their own environments
+def ask_vbench(name: str, pin: BenchPin, given: Given, folder: Path, made: Making[Score]) -> list[Score]:
+    """Scores by VBench's or VBench-2.0's own evaluator, one metric for each dimension.
+
+    What a dimension's rules leave out has no score and is not due; the notes say which videos of a dimension are.
+    """
+    suite, rater = vbench.SUITES[name], pin.raters[name]
+    wanted, videos = vbench_rater.asked(pin.bench, rater.dimensions), folder / "videos"
+    vbench_rater.link(videos, wanted, given.videos)
+    frames = max(row.frames for _, row in given.videos)
+    found = preflight(videos, wanted, frames, "standard" if suite is vbench.VBENCH else None)
+    refuse([f"{fault.kind}: {fault.path}: {fault.detail}" for fault in found.faults], given)
+    dimensions = list(dict.fromkeys(row.dimension for row in wanted))
+    tasks = vbench_rater.tasks(suite, rater, videos, folder, dimensions)
+    external.ask(tasks, folder)
+    results = vbench_results.read(folder, suite, wanted)
+    made.notes["due"] = {one.dimension: vbench_rater.due(suite, one, wanted) for one in results.rated.values()}
+    packages = ("torch", "vbench") if suite is vbench.VBENCH else ("torch",)
+    made.notes.setdefault("raters", {})[name] = {
+        "commands": [task.command for task in tasks],
+        "versions": external.versions(rater.python, *packages),
+        "remarks": [*found.remarks, *results.remarks],
+    }
+    seeds, called = seeds_of(given), external.called(name, rater.code)
+    return [
+        Score(*key, seeds[key], one.dimension, row.value, rater=called, rule=vbench_rater.rule(suite, one.dimension))
+        for one in results.rated.values()
+        for row in one.values
+        for key in [(row.prompt_id, row.index)]
+    ]
+
+
+def seeds_of(given: Given) -> dict[Key, int]:
+    """The noise of each video."""
+    return {(row.prompt_id, row.index): row.seed for _, row in given.videos}
+
+
+# raters of their own, in their own environments
+BENCHMARKS = {"videophy": ask_videophy, "videophy2": ask_videophy, "vbench": ask_vbench, "vbench2": ask_vbench}
 
 
 def run(config: str | Path, samples: list[str | Path], work: str | Path, out: str | Path) -> None:

@@ -417,6 +417,7 @@ VBENCH = {  # dimension -> what else it needs, and terms of what it loads that a
     "temporal_style": "asks the network for a vocabulary when it is imported",
     "overall_consistency": "asks the network for a vocabulary when it is imported",
 }
+VBENCH2 = "import flash_attn, mmcv, mmdet, torch, transformers"  # what stops most of its dimensions where it lacks
 VIDEOPHY = (  # what their inference scripts import, peft and transformers in versions that go together
     "import accelerate, decord, einops, h5py, icecream, pandas, sentencepiece, torch;"
     " from peft import LoraConfig, get_peft_model;"
@@ -432,7 +433,7 @@ def ask_raters(site: Site) -> Iterator[Finding]:
     for name, row in site.params.raters.items():
         python = str(site.top / row.python)
         if shutil.which(python) is None:
-            made = f"make rater-{'vbench' if name == 'vbench' else 'videophy'}"
+            made = "make it by docs/raters.md" if name == "vbench2" else f"make rater-{name.removesuffix('2')}"
             yield False, f"{name}: {row.python}: no such interpreter", f"{made}, or name yours in raters.{name}.python"
             continue
         for kind, path in (("code", row.code), ("weights", row.weights)):
@@ -442,7 +443,7 @@ def ask_raters(site: Site) -> Iterator[Finding]:
                     f"{name}: {path}: no such folder",
                     f"docs/raters.md says what to put there (raters.{name}.{kind})",
                 )
-        wanted = {"": VIDEOPHY}
+        wanted = {"": VBENCH2 if name == "vbench2" else VIDEOPHY}
         if name == "vbench":
             wanted = {dimension: f"import vbench.{dimension}" for dimension in VBENCH}
         for dimension, code in wanted.items():

@@ -1,4 +1,4 @@
-"""VBench and VBench-2.0 around their evaluators, which are run by hand (docs/raters.md).
+"""VBench and VBench-2.0 around their evaluators, for those who run them by hand; `moalign bench` does it by itself.
 
     moalign vbench videos --bench vbench --samples results/paper/samples/cog-base/s0/vbench/*.jsonl --out FOLDER
     moalign vbench totals --bench vbench --results FOLDER
@@ -7,12 +7,10 @@
 `totals` reads what it left, video by video, and computes the groups and the total, or says why there is none.
 """
 
-import os
-from collections import defaultdict
 from pathlib import Path
 
 from moalign import config, manifest
-from moalign.bench import prompts, vbench, vbench_results
+from moalign.bench import vbench, vbench_rater, vbench_results
 from moalign.bench.preflight import preflight
 from moalign.config import Bench
 from moalign.errors import Problem
@@ -26,21 +24,11 @@ def videos(
 ) -> int:
     """Link the videos below `out`, compare with what the evaluator will look for; 0 where nothing is wrong, else 1."""
     row, suite = find(bench, params, scale)
-    wanted = asked(row, suite)
-    places = defaultdict(list)
-    for video in wanted:
-        places[video.key].append(video.path)
-    folder, linked, frames = Path(out), 0, 1
-    for path in samples:
-        given = manifest.read(path, Sample)
-        for sample in given.rows:
-            frames = max(frames, sample.frames)
-            for name in dict.fromkeys(places.get((sample.prompt_id, sample.index), ())):
-                link = folder / name
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.unlink(missing_ok=True)
-                os.symlink(given.locate(sample.file).resolve(), link)
-                linked += 1
+    wanted, folder = vbench_rater.asked(row), Path(out)
+    read = [manifest.read(path, Sample) for path in samples]
+    videos = [(given.locate(sample.file), sample) for given in read for sample in given.rows]
+    linked = vbench_rater.link(folder, wanted, videos)
+    frames = max((sample.frames for _, sample in videos), default=1)
     found = preflight(folder, wanted, frames, mode if suite is vbench.VBENCH else None)
     print(f"{out}: {linked} links, {found.ready} of {found.videos} videos are ready for {suite.title}")
     for fault in found.faults[:SHOWN]:
@@ -55,7 +43,7 @@ def videos(
 def totals(bench: str, results: str, params: str = "params.yaml", scale: str = "paper") -> int:
     """Print the dimensions' means, the groups and the total; 0 where there is a total, else 1."""
     row, suite = find(bench, params, scale)
-    found = vbench_results.read(results, suite, asked(row, suite))
+    found = vbench_results.read(results, suite, vbench_rater.asked(row))
     made = vbench.totals(suite, found.means)
     for name, dimension in suite.dimensions.items():
         rated = found.rated.get(name)
@@ -80,12 +68,3 @@ def find(bench: str, params: str, scale: str) -> tuple[Bench, vbench.Suite]:
             f"--bench: {bench} is no bench of VBench at scale {scale}; there are: {', '.join(known) or 'none'}"
         )
     return benches[bench], vbench.SUITES[benches[bench].suite]
-
-
-def asked(bench: Bench, suite: vbench.Suite) -> list[vbench.Wanted]:
-    """Every video that a dimension reads, as many of a prompt as the bench samples."""
-    by_dimension = defaultdict(list)
-    for number, prompt in enumerate(prompts.load(bench)):
-        for dimension in prompt.dimensions:
-            by_dimension[dimension].append((number, prompt.name))
-    return vbench.wanted(suite, by_dimension, {name: bench.more.get(name, bench.videos) for name in by_dimension})
