@@ -32,7 +32,7 @@ REVISIONS = {
     "align": 1,
     "sample": 2,
     "bench": 2,
-    "report": 3,
+    "report": 4,
     "miniature": 1,
 }
 

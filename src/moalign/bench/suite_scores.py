@@ -1,8 +1,8 @@
 """Intervals for what VBench and VBench-2.0 print: a dimension's mean, the groups and the total over dimensions.
 
 Each is a sum over prompts, so how far a prompt moves it is known (its influence), whichever of its videos a rule left
-out. With P prompts, "value + P * influence" is a number for each prompt whose mean is the value itself, and whose spread
-is its uncertainty (Jackknife's pseudo-values, to first order). Runs pair by prompt, and the rest is `scores`.
+out. With P prompts, "value + P * influence" is a number for each prompt whose mean is the value itself, and whose
+spread is its uncertainty (the jackknife's pseudo-values, to first order). Runs pair by prompt; the rest is `scores`.
 """
 
 import math

@@ -63,6 +63,7 @@ SUITE_METRICS = {
     for suite in SUITES.values()
     for name in (*suite.groups, *suite.dimensions)
 } | {suite_scores.TOTAL: Metric("Total", "%", 100, 1)}
+STATE_METRICS = ("SA_raw", "PC_raw", "SA_pass", "PC_pass")
 BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
 
@@ -156,7 +157,7 @@ def make_table(results: Path, params: Params, name: str, published: Published | 
     gate, matched = beside_base(results, params, name, keys, values)
     primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
     code = ", ".join(sorted(codes))
-    states = {run: states_of(values, run, notes[run]) for run in row.rows}
+    states = {run: states_of(values, run, notes[run], keys) for run in row.rows}
     beside = published if params.scale == "paper" else {}  # below it orders alone may be compared
     shown = (pins, code, gate, matched, primary, dimensions, states, beside)
     return Table(name, row.title, row.bench, len(keys), rules, cells, *shown)
@@ -217,17 +218,19 @@ def suite_rule(suite: Suite, metric: str) -> str:
     return f"{suite.title}'s weighted mean of {of}"
 
 
-def states_of(values: dict[str, Values], run: str, notes: dict[int, dict]) -> dict[str, dict[str, Summary]]:
+def states_of(
+    values: dict[str, Values], run: str, notes: dict[int, dict], keys: set[Key]
+) -> dict[str, dict[str, Summary]]:
     """A run's means by state of matter, where its prompts have one."""
     found: dict[str, dict[str, Summary]] = {}
     for state, prompts in next(iter(notes.values())).get("groups", {}).items():
-        for metric in ("SA_raw", "PC_raw", "SA_pass", "PC_pass"):
-            of_run = {
-                seed: {key: value for key, value in of_key.items() if key[0] in set(prompts)}
-                for seed, of_key in values.get(metric, {}).get(run, {}).items()
-            }
-            due = set().union(*of_run.values())
-            found.setdefault(state, {})[metric] = scores.summarise(metric, of_run, due)
+        due = {key for key in keys if key[0] in set(prompts)}
+        found[state] = {
+            metric: scores.summarise(metric, values[metric][run], due)
+            if metric in values
+            else scores.summary((), (), (), False)
+            for metric in STATE_METRICS
+        }
     return found
 
 
@@ -332,14 +335,10 @@ def markdown(table: Table, params: Params) -> str:
     for run, cells in rows.items():
         if run != first:
             lines.append(line(f"`{run}`", *[difference_text(shown, cells[name]) for name, shown in metrics.items()]))
-    lines += dimension_lines(table, rows)
-    lines += state_lines(table, rows)
     lines += ["", text] if (text := primary_text(table, params)) else []
-    if table.matched:
-        shown = {run: found for run, found in table.matched.rows.items() if run in rows}
-        lines += ["", matched_text(table.matched), "", line("run", *BINS, "mean of the three")]
-        lines += [line(*["---"] * (len(BINS) + 2))]
-        lines += [line(f"`{run}`", *map(matched_cell, found)) for run, found in shown.items()]
+    for part in parts(table, params):
+        lines += ["", f"**{part.title}.** {part.note}", "", line(*part.heads), line(*["---"] * len(part.heads))]
+        lines += [line(f"`{name}`", *cells) for name, cells in part.rows]
     lines += ["", *[f"- {metric_of(metric).label}: {rule}" for metric, rule in table.rules.items()]]
     lines.append(f"- Rated by {table.code}, with the pins named above.")
     gone = missing_lines(table)
@@ -413,34 +412,46 @@ def paper_text(table: Table, run: str, metric: str) -> str:
     return "" if number is None else f" (paper {number:g})"
 
 
-def dimension_lines(table: Table, rows: dict[str, dict[str, Cell]]) -> list[str]:
-    """A suite's dimensions, a line each: mean and interval, and the difference from the first row."""
-    if not table.dimensions:
-        return []
-    first, *others = rows
-    heads = [f"`{run}`" for run in rows] + [f"`{run}` − `{first}`" for run in others]
-    lines = ["", "Dimensions (%), not normalised.", "", line("dimension", *heads)]
-    lines.append(line(*["---"] * (len(heads) + 1)))
-    for name in table.dimensions:
-        shown = metric_of(name)
-        means = [mean_text(shown, cells[name].summary) + paper_text(table, run, name) for run, cells in rows.items()]
-        apart = [difference_text(shown, rows[run][name]) for run in others]
-        lines.append(line(shown.label, *means, *apart))
-    return lines
+@dataclass(frozen=True)
+class Part:
+    """A smaller table below a table."""
+
+    title: str
+    note: str
+    heads: list[str]
+    rows: list[tuple[str, list[str]]]
 
 
-def state_lines(table: Table, rows: dict[str, dict[str, Cell]]) -> list[str]:
-    """Means by state of matter, a line for each run and state."""
-    found = [(run, state, cells) for run in rows for state, cells in table.states.get(run, {}).items()]
-    if not found:
-        return []
-    metrics = [metric for metric in found[0][2] if any(cells[metric].n for _, _, cells in found)]
-    lines = ["", "By state of matter.", "", line("run", "state", "n", *(f"{METRICS[m].label} (%)" for m in metrics))]
-    lines.append(line(*["---"] * (len(metrics) + 3)))
-    for run, state, cells in found:
-        shown = [mean_text(METRICS[metric], cells[metric]) for metric in metrics]
-        lines.append(line(f"`{run}`", state, str(min(cells[metric].n for metric in metrics)), *shown))
-    return lines
+def parts(table: Table, params: Params) -> list[Part]:
+    """What stands below a table: dimensions of a suite, states of matter, Joint at matched motion."""
+    rows, found = rows_shown(table, params), []
+    if table.dimensions:
+        first, *others = rows
+        heads = ["dimension", *rows, *(f"{run} − {first}" for run in others)]
+        lines = []
+        for name in table.dimensions:
+            shown = metric_of(name)
+            means = [f"{mean_text(shown, of[name].summary)}{paper_text(table, run, name)}" for run, of in rows.items()]
+            lines.append((shown.label, [*means, *(difference_text(shown, rows[run][name]) for run in others)]))
+        found.append(Part("Dimensions", "Means over videos (%), not normalised.", heads, lines))
+    states = [(run, state, cells) for run in rows for state, cells in table.states.get(run, {}).items()]
+    metrics = [name for name in STATE_METRICS if any(cells[name].n for *_, cells in states)]
+    if metrics:
+        lines = [(f"{run}, {state}", state_cells(cells, metrics)) for run, state, cells in states]
+        heads = ["run, state of matter", "n", *(f"{METRICS[name].label} (%)" for name in metrics)]
+        found.append(Part("By state of matter", "Means over the prompts of each state.", heads, lines))
+    if table.matched:
+        shown = {run: cells for run, cells in table.matched.rows.items() if run in rows}
+        lines = [(run, [matched_cell(cell) for cell in cells]) for run, cells in shown.items()]
+        heads = ["run", *BINS, "mean of the three"]
+        found.append(Part("Joint at matched motion", matched_text(table.matched), heads, lines))
+    return found
+
+
+def state_cells(cells: dict[str, Summary], metrics: list[str]) -> list[str]:
+    """A run's means in one state of matter, the number of them first."""
+    n = min(cells[name].n for name in metrics)
+    return [str(n), *(mean_text(METRICS[name], cells[name]) for name in metrics)]
 
 
 def matched_text(matched: Matched) -> str:
@@ -486,8 +497,11 @@ def p_text(p: float) -> str:
 def missing_lines(table: Table) -> list[str]:
     """What has no number, run by run."""
     lines = []
+    suite = {*table.dimensions, *(metric for metric in table.rules if metric in SUITE_METRICS)}
     for run, cells in table.rows.items():
-        gone = dict.fromkeys(item for cell in cells.values() for item in cell.summary.missing)
+        if without := [metric_of(name).label for name in suite & cells.keys() if cells[name].summary.mean is None]:
+            lines.append(f"{run} has no mean of {', '.join(sorted(without))}: the notes of its scores say why")
+        gone = dict.fromkeys(item for name in cells.keys() - suite for item in cells[name].summary.missing)
         if gone:
             listed = [f"s{seed} prompt {prompt} video {index}" for seed, (prompt, index) in list(gone)[:SHOWN]]
             more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""

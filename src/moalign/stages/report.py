@@ -22,7 +22,7 @@ import numpy as np
 from markupsafe import Markup
 
 from moalign import clips, manifest, shards, video
-from moalign.bench import tables
+from moalign.bench import published, tables
 from moalign.bench.gate import Gate
 from moalign.bench.scores import Summary
 from moalign.bench.tables import Cell, Metric, Table
@@ -53,7 +53,8 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     check_all_there(results, wanted)
     found = survey(results, wanted)
     logs = read_logs(results, params)
-    filled = [tables.make_table(results, params, name) for name in params.tables]
+    paper = {} if params.scale == "smoke" else {name: published.of_table(name) for name in params.tables}
+    filled = [tables.make_table(results, params, name, paper.get(name)) for name in params.tables]
     for table in filled:
         manifest.write_text(results / "tables" / f"{table.name}.md", tables.markdown(table, params))
     manifest.write_text(results / "tables/curves.csv", curves(params, logs))
@@ -196,6 +197,7 @@ def metrics(params: Params, found: Found, logs: dict[str, list[dict]], filled: l
         "last": {name: rounded_all(last(log)) for name, log in logs.items()},
         "tables": {table.name: {name: numbers_of(cells) for name, cells in table.rows.items()} for table in filled},
         "base gate": {f"{gate.bench} {gate.base}": rounded_all(gate.numbers()) for gate in gates(filled)},
+        "primary": {table.name: primary_numbers(table.primary) for table in filled if table.primary},
         "matched": {table.name: matched_numbers(table.matched) for table in filled if table.matched},
     }
 
@@ -203,6 +205,16 @@ def metrics(params: Params, found: Found, logs: dict[str, list[dict]], filled: l
 def gates(filled: list[Table]) -> list[Gate]:
     """The gate of each base, once."""
     return list({(table.gate.bench, table.gate.base): table.gate for table in filled if table.gate}.values())
+
+
+def primary_numbers(found: tables.Contrast) -> dict[str, Any]:
+    """The primary contrast: difference, interval and p; null where a video of either has no number."""
+    apart = found.difference
+    named = {"metric": found.metric, "ours": found.ours, "base": found.base}
+    if apart is None:
+        return named | {"difference": None}
+    numbers = {"mean": apart.mean, "low": apart.low, "high": apart.high}
+    return named | {"difference": rounded_all(numbers), "p": None if apart.p is None else rounded(apart.p)}
 
 
 def matched_numbers(matched: tables.Matched) -> dict[str, Any]:
@@ -324,7 +336,7 @@ def video_cell(run: str, found: tuple[Path, Sample] | None) -> dict[str, Any]:
 
 def table_view(table: Table, params: Params) -> dict[str, Any]:
     """A table for the template: texts, and where its whiskers lie."""
-    shown = {name: tables.metric_of(name) for name in table.rules}
+    shown = {name: tables.metric_of(name) for name in table.rules if name not in table.dimensions}
     spans = {name: span([cells[name] for cells in table.rows.values()]) for name in shown}
     return {
         "name": table.name,
@@ -335,28 +347,16 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
         "missing": tables.missing_lines(table),
         "remark": tables.gate_remark(table, params),
         "primary": tables.primary_text(table, params),
-        "matched": matched_view(table, params),
+        "parts": tables.parts(table, params),
         "rows": [
             {
                 "run": run,
                 "what": tables.describe(params, run),
                 "n": min((cell.summary.n for cell in cells.values()), default=0),
-                "cells": [cell_view(shown[name], cell, spans[name]) for name, cell in cells.items()],
+                "cells": [cell_view(shown[name], cell, spans[name]) for name, cell in cells.items() if name in shown],
             }
             for run, cells in tables.rows_shown(table, params).items()
         ],
-    }
-
-
-def matched_view(table: Table, params: Params) -> dict[str, Any] | None:
-    """Joint at matched motion, as texts."""
-    if table.matched is None:
-        return None
-    rows = {run: table.matched.rows[run] for run in tables.rows_shown(table, params)}
-    return {
-        "text": tables.matched_text(table.matched),
-        "bins": [*tables.BINS, "mean of the three"],
-        "rows": [(run, [tables.matched_cell(cell) for cell in found]) for run, found in rows.items()],
     }
 
 
