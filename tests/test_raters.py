@@ -22,6 +22,8 @@ TOP = Path(__file__).parents[1]
 STANDIN = Path(__file__).parent / "standin"
 CAPTIONS = ['Honey, "thick", is poured', "A ball hits a wall", "Eis schmilzt über Kies", "Rain falls", "A box slides"]
 
+STATES = ("solid_solid", "solid_fluid")
+
 
 class Home:
     """A folder with a run's videos on one benchmark, and its rater's stand-in."""
@@ -31,7 +33,7 @@ class Home:
         params = config.load(TOP / "params.yaml", scale="paper")
         pin = config.pin(params, "bench", run="cog-base", seed=0, bench=name)
         lines = [["caption", "upsampled_caption", "states_of_matter"]] + [
-            [text, f"{text}, at length", "x"] for text in CAPTIONS
+            [text, f"{text}, at length", STATES[number % 2]] for number, text in enumerate(CAPTIONS)
         ]
         with open(folder / "prompts.csv", "w", newline="") as file:
             csv.writer(file).writerows(lines)
@@ -178,3 +180,24 @@ def test_a_rater_sees_none_of_our_environment(tmp_path, monkeypatch):
 def test_a_rater_that_leaves_nothing_is_no_answer(tmp_path):
     with pytest.raises(Problem, match="where the rater was to leave one"):
         external.ask([Task("sa", [sys.executable, "-c", ""], "scores.csv")], tmp_path)
+
+
+def test_states_of_matter_go_by_the_prompt_and_not_by_the_row(home):
+    made = home.rate(odd="shuffled")
+    if home.name == "videophy2":  # it has none
+        assert made.header.notes["groups"] == {}
+        return
+    groups = made.header.notes["groups"]
+    assert groups == {"solid_solid": [0, 2, 4], "solid_fluid": [1, 3]}
+    raw = values(made, "SA_raw")
+    of = {"SA_raw": {"cog-base": {0: raw}}}
+    found = tables.states_of(of, "cog-base", {0: made.header.notes}, set(raw))
+    for state, prompts in groups.items():
+        wanted = np.mean([raw[number, 0] for number in prompts])
+        assert found[state]["SA_raw"].mean == pytest.approx(wanted, abs=1e-12)
+        assert found[state]["SA_raw"].n == len(prompts)
+        assert found[state]["PC_raw"].mean is None  # nobody gave it
+    del raw[2, 0]
+    assert tables.states_of(of, "cog-base", {0: made.header.notes}, {(n, 0) for n in range(5)})["solid_solid"][
+        "SA_raw"
+    ].missing == ((0, (2, 0)),)

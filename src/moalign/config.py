@@ -33,7 +33,7 @@ REVISIONS = {
     "sample": 2,
     "bench": 2,
     "report": 4,
-    "miniature": 1,
+    "miniature": 2,
 }
 
 SUITES = ("videophy", "videophy2", "vbench", "vbench2")  # benchmarks whose own rater `moalign bench` asks

@@ -27,7 +27,7 @@ def mean_of(values: Mapping[Key, float]) -> Estimate:
     """Mean of a dimension over its videos."""
     mean, n = math.fsum(values.values()) / len(values), len(values)
     influence: dict[int, float] = {}
-    for (prompt, _), value in values.items():
+    for (prompt, _), value in sorted(values.items()):  # equal answers in another order give equal bits
         influence[prompt] = influence.get(prompt, 0.0) + (value - mean) / n
     return Estimate(mean, influence)
 

@@ -22,6 +22,7 @@ for done, name in enumerate(sorted(os.listdir(given.videos_path))):
     value = share(given.dimension + name)
     excluded = "excluded" in ODD and given.dimension == "Material" and value < 0.5
     rows.append({"video_path": os.path.join(given.videos_path, name), "video_results": -1 if excluded else value})
+rows = rows[: -1 if "short" in ODD else None]
 judged = [row["video_results"] for row in rows if row["video_results"] != -1]
 mean = sum(judged) / len(judged)
 Path(given.output_path).mkdir(exist_ok=True)
