@@ -79,6 +79,7 @@ rule report:
         runs=rules.align.input,
         samples=rules.sample.input,
         scores=rules.bench.input,
+        paper="resources/paper_scores.json",
     output:
         page=PAGE,
         metrics=f"{RESULTS}/metrics.json",
