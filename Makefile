@@ -23,7 +23,8 @@ env: .venv/installed  ## create .venv from requirements.lock
 	@touch $@
 
 rater-vbench rater-videophy: rater-%: env  ## a rater's environment, envs/NAME/.venv, from its lock (docs/raters.md)
-	uv venv --quiet --allow-existing --python $(if $(filter videophy,$*),3.10,3.11) envs/$*/.venv
+	uv venv --quiet --allow-existing --python $(if $(filter videophy,$*),3.10,3.11) envs/$*/.venv \
+	    || { echo "$@: needs Python $(if $(filter videophy,$*),3.10,3.11), which uv neither found on the PATH nor could fetch"; exit 1; }
 	uv pip sync --quiet --python envs/$*/.venv/bin/python --require-hashes envs/$*/requirements.lock
 
 test: env  ## all tests that need no GPU, no cluster and no rater

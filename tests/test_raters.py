@@ -201,3 +201,43 @@ def test_states_of_matter_go_by_the_prompt_and_not_by_the_row(home):
     assert tables.states_of(of, "cog-base", {0: made.header.notes}, {(n, 0) for n in range(5)})["solid_solid"][
         "SA_raw"
     ].missing == ((0, (2, 0)),)
+
+
+LAWS = ("Matter falls, it does not rise", 'What is "solid" keeps its shape', "Light, heat, mass are kept")
+
+
+@pytest.fixture
+def ruled(tmp_path, monkeypatch):
+    home = Home(tmp_path, "videophy2", monkeypatch)
+    lines = [["caption", "rule"]] + [[text, law] for text in CAPTIONS for law in LAWS] + [[CAPTIONS[0], LAWS[0]]]
+    with open(tmp_path / "rules.csv", "w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    pin = config.BenchPin.load(tmp_path / "pin.yaml")
+    row = pin.bench.model_copy(update={"rules": str(tmp_path / "rules.csv")})
+    (tmp_path / "pin.yaml").write_text(config.dump(pin.model_copy(update={"bench": row})))
+    return home
+
+
+def test_each_rule_of_a_video_is_asked_about(ruled):
+    made = ruled.rate(odd="shuffled")
+    assert ruled.starts() == ["sa", "pc", "rule"]
+    with open(next(ruled.folder.rglob("rule/scores.csv")), newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert len(answers) == len(CAPTIONS) * len(LAWS)  # the line that is there twice counts once
+    for (number, _), value in values(made, "rules_broken").items():
+        mine = [float(row["score"]) for row in answers if row["videopath"].endswith(f"/{number}.mp4")]
+        assert value == mine.count(0) / len(LAWS)
+    assert len(values(made, "rules_broken")) == len(CAPTIONS)
+
+
+def test_a_rule_without_an_answer_leaves_its_video_without_a_share(ruled):
+    made = ruled.rate(odd="high")
+    assert len(values(made, "rules_broken")) == len(CAPTIONS) - 1
+    assert made.header.counts["videophy2 rule: without an answer to each rule"] == 1
+
+
+def test_a_caption_without_a_rule_is_named(ruled):
+    lines = (ruled.folder / "rules.csv").read_text().splitlines(keepends=True)
+    (ruled.folder / "rules.csv").write_text("".join(line for line in lines if not line.startswith("Rain")))
+    with pytest.raises(Problem, match="no rule for 1 of 5 captions, such as 'Rain falls'"):
+        ruled.rate()

@@ -296,7 +296,8 @@ class Bench(Asked):
         Field(min_length=1),
     ]
     rules: str | None = None
-    """what `moalign judge rules` measured; the rater `physics` needs it"""
+    """for the rater `physics`, which needs it: what `moalign judge rules` measured; for `videophy2`: a csv of `caption`
+    and `rule`, laws of physics that its rater is asked about one by one"""
 
 
 class Rater(Section):
@@ -736,8 +737,10 @@ def _check_benches(params: Params, path: str) -> None:
     for name, row in params.benches.items():
         if "physics" in row.raters and row.rules is None:
             raise Problem(f"{path}: benches.{name}.rules: missing; the rater 'physics' needs the file of its rules")
-        if "physics" not in row.raters and row.rules is not None:
-            raise Problem(f"{path}: benches.{name}.rules: only the rater 'physics' reads them; remove it")
+        if not {"physics", "videophy2"} & set(row.raters) and row.rules is not None:
+            raise Problem(
+                f"{path}: benches.{name}.rules: only the raters 'physics' and 'videophy2' read them; remove it"
+            )
         if row.extended is not None and row.variant == "short":
             raise Problem(f"{path}: benches.{name}.extended: nobody reads it where `variant` is short; remove one")
         for rater in row.raters:

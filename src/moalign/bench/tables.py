@@ -53,6 +53,7 @@ METRICS = {  # in the order of a table's columns
     "SA_pass": Metric("SA passes", "%", 100, 1),
     "PC_pass": Metric("PC passes", "%", 100, 1),
     "Joint": Metric("Joint", "%", 100, 1),
+    "rules_broken": Metric("Rules broken", "%", 100, 1),
     "flicker": Metric("Temporal flickering", "%", 100, 2),
     "dynamic": Metric("Dynamic degree", "%", 100, 1),
     "motion": Metric("Mean motion", "px", 1, 2),

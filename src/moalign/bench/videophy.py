@@ -18,34 +18,47 @@ from moalign.config import Rater
 from moalign.errors import Problem
 
 QUESTIONS = {"SA": "sa", "PC": "pc"}
+RULE = "rule"  # VideoPhy2's third question, of each rule of a video: 0 broken, 1 followed, 2 it cannot be told
 SHOWN = 8  # faults that a message lists one by one
 HALF = 0.5  # VideoREPA's threshold on VideoPhy; its authors say: average the scores, or choose one
 RULES = {
     "SA": "VideoPhy2 auto-rater, semantic adherence, 1-5",
     "PC": "VideoPhy2 auto-rater, physical commonsense, 1-5",
     "SA_raw": "VideoCon-Physics, p(Yes) for semantic adherence; the mean of these is the authors' reading",
+    "rules_broken": "share of a video's rules that the VideoPhy2 auto-rater calls broken; its script writes the same 0"
+    " where it could not read the answer",
     "PC_raw": "VideoCon-Physics, p(Yes) for physical commonsense; the mean of these is the authors' reading",
 }
 
 
-def tasks(name: str, rater: Rater, videos: dict[Path, str], folder: Path) -> list[Task]:
-    """What is run for `videos`, path -> the benchmark's own short caption. `folder` is where `ask` will run it."""
+def tasks(
+    name: str, rater: Rater, videos: dict[Path, str], folder: Path, laws: dict[str, list[str]] | None = None
+) -> list[Task]:
+    """What is run for `videos`, path -> the benchmark's own short caption. `folder` is where `ask` will run it.
+
+    laws: caption -> rules that VideoPhy2's rater is asked about.
+    """
     code, weights, python = (str(Path(path).absolute()) for path in (rater.code, rater.weights, rater.python))
     given = {"input.csv": table(["videopath", "caption"], [[str(path), text] for path, text in videos.items()])}
 
-    def task(name: str, makes: str, *command: str | Path) -> Task:
+    def task(name: str, makes: str, *command: str | Path, given: dict[str, str] = given) -> Task:
         return Task(name, [python, *map(str, command)], makes, Path(code), given)
 
     here = folder.absolute()
     if name == "videophy2":
+        inputs = dict.fromkeys(QUESTIONS.values(), given)
+        if laws:
+            pairs = [[str(path), law] for path, text in videos.items() for law in laws.get(text, ())]
+            inputs[RULE] = {"input.csv": table(["videopath", "rule"], pairs)}
         return [
             task(
                 question,
                 "scores.csv",
                 *("inference.py", "--input_csv", here / question / "input.csv", "--checkpoint", weights),
                 *("--output_csv", here / question / "scores.csv", "--task", question),
+                given=of_question,
             )
-            for question in QUESTIONS.values()
+            for question, of_question in inputs.items()
         ]
     prepare = ("utils/prepare_data.py", "--input_csv", here / "prepare/input.csv", "--output_folder", here / "prepare")
     script = "videocon/training/pipeline_video/entailment_inference.py"
@@ -105,6 +118,41 @@ def read(name: str, path: Path, asked: dict[Path, Key]) -> tuple[dict[Key, float
         else:
             values[key] = value
     odd["without a row"] += len(keys) - len(found)
+    return values, +odd
+
+
+def read_laws(path: Path, captions: Iterable[str]) -> dict[str, list[str]]:
+    """Caption -> its rules, from a csv of `caption` and `rule`; Problem where a caption has none."""
+    found: dict[str, list[str]] = {caption: [] for caption in captions}
+    for caption, law in rows_of(path, ["caption", "rule"]):
+        if caption.strip() in found and law.strip() not in ("", *found[caption.strip()]):
+            found[caption.strip()].append(law.strip())
+    if without := [caption for caption, laws in found.items() if not laws]:
+        raise Problem(
+            f"{path}: no rule for {len(without)} of {len(found)} captions, such as {without[0]!r}; add one to each, or"
+            " leave `rules` out"
+        )
+    return found
+
+
+def read_broken(path: Path, asked: dict[Path, Key], laws: dict[Path, list[str]]) -> tuple[dict[Key, float], Counter]:
+    """Share of each video's rules that are broken, by key, and what was odd. A video without an answer has no share."""
+    answers: dict[tuple[str, str], str] = {}
+    odd = Counter()
+    for video, law, text in rows_of(path, ["videopath", "rule", "score"]):
+        if answers.setdefault((video, law), text) != text:
+            raise Problem(f"{path}: {video}: {law!r}: {answers[video, law]} and {text}; remove its folder, rate again")
+    if strange := answers.keys() - {(str(video), law) for video, of_video in laws.items() for law in of_video}:
+        raise Problem(
+            f"{path}: {min(strange)[0]}: nobody asked about {min(strange)[1]!r}; remove its folder, rate again"
+        )
+    values = {}
+    for video, key in asked.items():
+        found = [number(answers.get((str(video), law), "")) for law in laws[video]]
+        if all(answer in (0, 1, 2) for answer in found):
+            values[key] = found.count(0) / len(found)
+        else:
+            odd["without an answer to each rule"] += 1
     return values, +odd
 
 

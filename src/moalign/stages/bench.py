@@ -90,7 +90,9 @@ RATERS: dict[str, Callable[[BenchPin, Given, Making[Score]], Rater]] = {
 def ask_videophy(name: str, pin: BenchPin, given: Given, folder: Path, made: Making[Score]) -> list[Score]:
     """Scores by VideoPhy's or VideoPhy2's own rater."""
     asked = {path.absolute(): (row.prompt_id, row.index) for path, row in given.videos}
-    tasks = videophy.tasks(name, pin.raters[name], {path.absolute(): row.prompt for path, row in given.videos}, folder)
+    captions = {path.absolute(): row.prompt for path, row in given.videos}
+    laws = videophy.read_laws(Path(pin.bench.rules), captions.values()) if asks_rules(name, pin) else {}
+    tasks = videophy.tasks(name, pin.raters[name], captions, folder, laws)
     left = external.ask(tasks, folder)
     values: dict[str, dict[Key, float]] = {}
     for question, task in videophy.QUESTIONS.items():
@@ -101,13 +103,25 @@ def ask_videophy(name: str, pin: BenchPin, given: Given, folder: Path, made: Mak
         "commands": [task.command for task in tasks],
         "versions": external.versions(pin.raters[name].python, "torch", "transformers", "peft"),
     }
+    found = videophy.metrics(name, values)
+    if laws:
+        of_video = {path: laws[caption] for path, caption in captions.items()}
+        broken, odd = videophy.read_broken(left[videophy.RULE], asked, of_video)
+        found["rules_broken"] = videophy.RULES["rules_broken"], broken
+        for what, count in odd.items():
+            made.count(f"{name} rule: {what}", count)
     made.notes["groups"] = prompts.by_state(given.asked)
     seeds = seeds_of(given)
     return [
         Score(*key, seeds[key], metric, value, rater=external.called(name, pin.raters[name].code), rule=rule)
-        for metric, (rule, of_key) in videophy.metrics(name, values).items()
+        for metric, (rule, of_key) in found.items()
         for key, value in of_key.items()
     ]
+
+
+def asks_rules(name: str, pin: BenchPin) -> bool:
+    """Whether VideoPhy2's rater is asked about single rules; with the judge of physics, `rules` are the judge's."""
+    return name == "videophy2" and pin.bench.rules is not None and "physics" not in pin.bench.raters
 
 
 def ask_vbench(name: str, pin: BenchPin, given: Given, folder: Path, made: Making[Score]) -> list[Score]:

@@ -1,4 +1,4 @@
-"""Stand-in for VideoPhy2's rater: csv `videopath,caption` in, the same with an index and `score` out."""
+"""Stand-in for VideoPhy2's rater: csv `videopath,caption` (or rule) in, the same with an index and `score` out."""
 
 import argparse
 import csv
@@ -18,8 +18,10 @@ with open(given.input_csv, newline="") as file:
 rows = []
 for row in asked:
     tick(len(rows))
-    rows.append([row["videopath"], row["caption"], float(1 + int(5 * share(given.task + Path(row["videopath"]).name)))])
+    name, what = Path(row["videopath"]).name, row["rule" if given.task == "rule" else "caption"]
+    answer = int(3 * share(name + what)) if given.task == "rule" else 1 + int(5 * share(given.task + name))
+    rows.append([row["videopath"], what, float(answer)])
 with open(given.output_csv, "w", newline="") as file:
     table = csv.writer(file)
-    table.writerow(["", "videopath", "caption", "score"])
+    table.writerow(["", "videopath", "rule" if given.task == "rule" else "caption", "score"])
     table.writerows([number, *row] for number, row in enumerate(spoilt(rows, 2, 7)))
