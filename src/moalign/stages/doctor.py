@@ -31,6 +31,7 @@ from moalign.progress import say
 
 SHARED = re.compile("nfs|lustre|gpfs|beegfs|ceph|wekafs|gluster|pvfs|orangefs|panfs|9p|afs|fuse|virtiofs|cifs|smb")
 PATIENCE = 60  # seconds that a command may take
+IMPORTS = 600  # and the imports of a rater, gigabytes that a cold disk gives slowly
 MIN_JOB_AGE = 240  # seconds; Snakemake asks for the state of a job every 3 minutes at the latest
 BITS_PER_PIXEL = 0.55  # of a stored proxy or a sampled video, H.264
 DEFLATED = 0.35  # of the int16 that flow is
@@ -447,14 +448,14 @@ def ask_raters(site: Site) -> Iterator[Finding]:
         if name == "vbench":
             wanted = {dimension: f"import vbench.{dimension}" for dimension in VBENCH}
         for dimension, code in wanted.items():
-            found = ask(
-                "env", *(f"{key}={value}" for key, value in OFFLINE.items()), python, "-W", "ignore", "-c", code
-            )
+            offline = (f"{key}={value}" for key, value in OFFLINE.items())
+            found = ask("env", *offline, python, "-W", "ignore", "-c", code, patience=IMPORTS)
             what, remark = f"{name} {dimension}".rstrip(), VBENCH.get(dimension, "")
             if found.returncode == 0:
                 yield True, f"{what}{f' ({remark})' if remark and remark != DETECTRON2 else ''}", ""
             else:
-                yield False, f"{what}: {said(found)}", remark or f"install it in that environment ({row.python})"
+                cure = remark if remark and "CC BY" not in remark else f"install it in that environment ({row.python})"
+                yield False, f"{what}: {said(found)}", cure
 
 
 CHECKS: dict[str, Callable[[Site], Iterator[Finding]]] = {
@@ -469,13 +470,13 @@ CHECKS: dict[str, Callable[[Site], Iterator[Finding]]] = {
 }
 
 
-def ask(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def ask(*command: str, cwd: Path | None = None, patience: int = PATIENCE) -> subprocess.CompletedProcess:
     """A command that must end soon; its words, whatever came of it."""
     try:
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=patience)
     except (OSError, subprocess.TimeoutExpired) as error:
         late = isinstance(error, subprocess.TimeoutExpired)
-        return subprocess.CompletedProcess(command, 1, "", f"no answer in {PATIENCE} s" if late else str(error))
+        return subprocess.CompletedProcess(command, 1, "", f"no answer in {patience} s" if late else str(error))
 
 
 def said(found: subprocess.CompletedProcess) -> str:
