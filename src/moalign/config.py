@@ -291,7 +291,7 @@ class Bench(Asked):
     """Prompts, videos of each, and who rates them."""
 
     raters: Annotated[
-        tuple[Literal["motion", "physics", "videophy", "videophy2"], ...],
+        tuple[Literal["motion", "physics", "codec", "videophy", "videophy2"], ...],
         Strict(False),
         Field(min_length=1),
     ]
