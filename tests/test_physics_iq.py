@@ -46,8 +46,8 @@ def footage(tmp_path_factory):
         for side in physics_iq.SIDES:
             number += 1
             name = f"{number:04}_perspective-{side}_trimmed-{scene}.mp4"
-            for take in (1, 2):
-                real = f"{number + 6 * (take - 1):04}_testing-videos_4FPS_perspective-{side}_take-{take}_trimmed-{scene}.mp4"
+            for take, taken in ((1, number), (2, number + 6)):
+                real = f"{taken:04}_testing-videos_4FPS_perspective-{side}_take-{take}_trimmed-{scene}.mp4"
                 video.write(folder / "real" / real, clip(scene, side, take), FPS)
                 (folder / ("first", "second")[take - 1]).mkdir(exist_ok=True)
                 shutil.copy(folder / "real" / real, folder / ("first", "second")[take - 1] / name)
@@ -85,7 +85,8 @@ def test_names_and_numbers(monkeypatch):
     assert shots[0].generated.name == "0001_perspective-left_trimmed-ball-and-block-fall.mp4"
     assert shots[91].takes[0].name == "0092_testing-videos_8FPS_perspective-center_take-1_trimmed-lit-candle.mp4"
     assert shots[91].masks[1].name == "0290_video-masks_8FPS_perspective-center_take-2_trimmed-lit-candle.mp4"
-    assert shots[-1].takes[1].name == "0396_testing-videos_8FPS_perspective-right_take-2_trimmed-weight-protects-duck.mp4"
+    last = "0396_testing-videos_8FPS_perspective-right_take-2_trimmed-weight-protects-duck.mp4"
+    assert shots[-1].takes[1].name == last
 
 
 # --- metrics by hand --------------------------------------------------------------------------------------------------
@@ -141,7 +142,9 @@ def shot(video, variance):
 
 
 def test_scores_by_hand():
-    made = totals([shot((0.3, 0.2, 0.1, 0.02), (0.6, 0.5, 0.4, 0.01)), shot((0.9, 0.4, 0.3, 0.01), (0.6, 0.5, 0.4, 0.03))])
+    one = shot((0.3, 0.2, 0.1, 0.02), (0.6, 0.5, 0.4, 0.01))
+    other = shot((0.9, 0.4, 0.3, 0.01), (0.6, 0.5, 0.4, 0.03))
+    made = totals([one, other])
     first, second = (0.5, 0.4, 0.25, 0.5), (1, 0.8, 0.75, 1)
     assert made["verified"] == pytest.approx(100 * np.mean(first + second), abs=1e-4)
     assert made["verified_by_metric"]["spatial"] == pytest.approx(75, abs=1e-4)
@@ -171,14 +174,16 @@ def test_real_footage_reaches_all(footage, tmp_path):
         assert status == 0
         assert made["scores"]["verified"] == pytest.approx(100, abs=1e-4)
         assert made["scores"]["original"] == pytest.approx(100, abs=0.02)  # variances are rounded
+        found = [shot for scene in made["scenes"].values() for shot in scene.values()]
         if name == "second":
-            assert all(shot["video"] == shot["variance"] for scene in made["scenes"].values() for shot in scene.values())
+            assert all(shot["video"] == shot["variance"] for shot in found)
         else:
-            assert all(shot["video"]["mse"] == 0 for scene in made["scenes"].values() for shot in scene.values())
+            assert all(shot["video"]["mse"] == 0 for shot in found)
 
 
 def test_wrong_videos_score_low(footage, tmp_path):
-    scores = {name: scored(footage, name, tmp_path / "out.json")[1]["scores"] for name in ("black", "still", "reversed")}
+    names = ("black", "still", "reversed")
+    scores = {name: scored(footage, name, tmp_path / "out.json")[1]["scores"] for name in names}
     for name in ("black", "still"):
         assert scores[name]["verified_by_metric"]["spatial"] == 0
         assert scores[name]["verified_by_metric"]["weighted_spatial"] == 0
@@ -196,6 +201,19 @@ def test_another_size_is_brought_to_the_footages(here):
     status, made = scored(here, "second")
     assert status == 0
     assert made["scores"]["verified"] > 85
+
+
+def test_given_masks_are_read_as_computed_ones_are(here):
+    _, computed = scored(here, "second")
+    (here / "masks").mkdir()
+    for path in (here / "real").iterdir():
+        given = here / "masks" / path.name.replace("testing-videos", "video-masks")
+        physics_iq.store(physics_iq.moving(physics_iq.decode(path, FRAMES)), given, FPS)
+    stage.score(str(here / "second"), str(here / "real"), str(here / "out.json"), str(here / "masks"))
+    made = json.loads((here / "out.json").read_text())
+    assert made["masks"] == str(here / "masks")
+    assert made["scenes"] == computed["scenes"]
+    assert made["scores"] == computed["scores"]
 
 
 def test_given_masks_take_the_place_of_computed_ones(here):
@@ -275,10 +293,9 @@ def test_no_score_of_some_scenes(here, capsys):
 def test_frames_that_do_not_decode_leave_no_score(here):
     path = here / "second/0004_perspective-left_trimmed-disc.mp4"
     data = bytearray(path.read_bytes())
-    start = data.index(b"mdat")
-    data[start + 8 : data.index(b"moov") if data.index(b"moov") > start else len(data)] = bytes(
-        (data.index(b"moov") if data.index(b"moov") > start else len(data)) - start - 8
-    )
+    first, last = data.index(b"mdat") + 4, data.rindex(b"moov") - 4
+    assert first < last
+    data[first:last] = bytes(last - first)
     path.write_bytes(data)
     assert stage.check(str(here / "second"), str(here / "real")) == 0  # its packets are there
     status, made = scored(here, "second")

@@ -10,16 +10,17 @@ calculate_iq_score.py and calculate_iq_score_stable.py (b5faeb1), metrics from c
 mean of the four metrics; the paper's abstract ("weights each sample and metric equally") and the code since then have
 the arithmetic one. Both benchmarks have one code and one set of names; they differ in footage, prompts and score.
 
-Not the same here: masks stay in memory, where that code writes them as lossy mp4v and reads them back; and real footage
-must have the videos' frame rate (the benchmark ships 30, 24, 16 and 8), where that code would make it by blending.
+Not the same here: files are never renamed, a wrong name is a fault; and real footage must have the videos' frame rate
+(the benchmark ships 30, 24, 16 and 8), where that code would make it by blending frames.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product, tee
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -181,7 +182,7 @@ class Footage:
     """A video as it is compared."""
 
     pictures: np.ndarray  # uint8 [F, h, w, 3]
-    masks: np.ndarray  # bool [F, h, w], what moves
+    masks: np.ndarray  # bool [F, h, w, 3], what moves, by channel of the file that masks are read from
 
 
 def measure(shot: Shot, fps: int) -> dict[str, dict[str, float]]:
@@ -189,7 +190,7 @@ def measure(shot: Shot, fps: int) -> dict[str, dict[str, float]]:
     frames = SECONDS * fps
     first, second = shot.takes
     take = read(first, frames, None, shot.masks and shot.masks[0])
-    size = take.masks.shape[1:]
+    size = take.masks.shape[1:3]
     return {
         "video": agreement(read(shot.generated, frames, size), take),
         "variance": agreement(read(second, frames, size, shot.masks and shot.masks[1]), take),
@@ -201,13 +202,26 @@ def read(path: Path, frames: int, size: tuple[int, int] | None, masks: Path | No
 
     Masks are computed at the video's own size and made smaller, or read from a file of white on black.
     """
-    pictures, again = tee(decode(path, frames))
-    small_pictures, small_masks = [], []
-    for picture, mask in zip(pictures, decode(masks, frames) if masks else moving(again), strict=True):
-        height, width = size = size or (picture.shape[0] // SHRINK, picture.shape[1] // SHRINK)
-        small_pictures.append(cv2.resize(picture, (width, height)))
-        small_masks.append(cv2.resize(mask, (width, height)).reshape(height, width, -1)[..., 0] > WHITE)
-    return Footage(np.stack(small_pictures), np.stack(small_masks))
+    with TemporaryDirectory() as folder:
+        if masks is None:
+            masks = Path(folder) / "masks.mp4"
+            store(moving(decode(path, frames)), masks, frames / SECONDS)
+        pictures, white = [], []
+        for picture, mask in zip(decode(path, frames), decode(masks, frames), strict=True):
+            height, width = size = size or (picture.shape[0] // SHRINK, picture.shape[1] // SHRINK)
+            pictures.append(cv2.resize(picture, (width, height)))
+            white.append(cv2.resize(mask, (width, height)) > WHITE)
+    return Footage(np.stack(pictures), np.stack(white))
+
+
+def store(masks: Iterable[np.ndarray], path: Path, fps: float) -> None:
+    """Write masks, uint8 [H, W], as the benchmark's code does: MPEG-4, whose loss moves a score by some hundredths."""
+    writer = None
+    for mask in masks:
+        height, width = (side - side % 2 for side in mask.shape)
+        writer = writer or cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height), False)
+        writer.write(mask[:height, :width])
+    writer.release()
 
 
 def decode(path: Path, frames: int) -> Iterator[np.ndarray]:
@@ -259,7 +273,7 @@ def agreement(a: Footage, b: Footage) -> dict[str, float]:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of masks [h, w]."""
+    """Intersection over union of masks, any shape."""
     return overlap((a & b).sum(), (a | b).sum())
 
 
