@@ -4,11 +4,11 @@ A model is given the switch frame of a real experiment, filmed twice from three 
 and how much something moves is compared with the first real take; how far the two takes agree is what can be reached.
 
 All facts are from github.com/google-deepmind/physics-IQ-benchmark, folder physiq/: names and numbers from dataset.py
-and descriptions/data.yaml (commit edb3052), masks from binary_mask_generator.py and the scores from
+(commit 14b157b) and descriptions/data.yaml (edb3052), masks from binary_mask_generator.py and the scores from
 calculate_iq_score.py and calculate_iq_score_stable.py (b5faeb1), metrics from calculate_and_write_metrics_to_csv.py
-(9c64abc), the checks from run_physics_iq.py (09aa9cc). An older form of the Verified score (186fefc) took the geometric
-mean of the four metrics; the paper's abstract ("weights each sample and metric equally") and the code since then have
-the arithmetic one. Both benchmarks have one code and one set of names; they differ in footage, prompts and score.
+(9c64abc), the checks from run_physics_iq.py (09aa9cc). Under the folder's former name, code/ (186fefc), the Verified
+score took the geometric mean of the four metrics; under physiq/ it takes the arithmetic one, as here. Both benchmarks
+have one code and one set of names; they differ in footage, prompts and score. `moalign physics-iq` asks this.
 
 Not the same here: files are never renamed, a wrong name is a fault; and real footage must have the videos' frame rate
 (the benchmark ships 30, 24, 16 and 8), where that code would make it by blending frames.
