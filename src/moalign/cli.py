@@ -43,6 +43,9 @@ PARAMS = Flag("params", "params.yaml, the default", optional=True)
 SCALE = Flag("scale", "in place of the one that it names", optional=True)
 PAPER = Flag("scale", "paper, the default", optional=True)
 VBENCH = Flag("bench", "of params.yaml: vbench, vbench2")
+IQ_VIDEOS = Flag("videos", "folder of a model's 198 videos of 5 s")
+IQ_REAL = Flag("real", "folder of Physics-IQ's real footage at their frame rate, split-videos/testing/8FPS")
+IQ_MASKS = Flag("masks", "folder of its masks, video-masks/real/8FPS; without it they are computed", optional=True)
 CLIP_COUNT = Flag("clips", "how many clips to draw", number=True)
 OUT = Flag("out", "where the manifest goes; its data files are written beside it")
 
@@ -206,6 +209,16 @@ COMMANDS = {
             PARAMS,
             PAPER,
         ),
+    ),
+    "physics-iq check": Command(
+        "moalign.stages.physics_iq:check",
+        "look at a model's videos for Physics-IQ: missing, extra, misnamed, unreadable, of another length or rate",
+        (IQ_VIDEOS, IQ_REAL, IQ_MASKS),
+    ),
+    "physics-iq score": Command(
+        "moalign.stages.physics_iq:score",
+        "score them against the real footage: four metrics a video, the Verified score and the original one",
+        (IQ_VIDEOS, IQ_REAL, IQ_MASKS, Flag("out", "JSON file for metrics and scores")),
     ),
     "weights check": Command(
         "moalign.stages.weights:check",

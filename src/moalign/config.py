@@ -291,7 +291,7 @@ class Bench(Asked):
     """Prompts, videos of each, and who rates them."""
 
     raters: Annotated[
-        tuple[Literal["motion", "physics", "videophy", "videophy2", "vbench", "vbench2"], ...],
+        tuple[Literal["motion", "physics", "videophy", "videophy2", "vbench", "vbench2", "codec"], ...],
         Strict(False),
         Field(min_length=1),
     ]

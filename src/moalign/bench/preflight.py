@@ -26,7 +26,7 @@ THREADS = 8  # reading waits for the disk, a shared one above all
 DEPTH = 2  # folders that are looked into, one inside the other
 INSTANCE_SECONDS = 2.0  # Instance_Preservation judges no second of a shorter clip, and passes it
 
-Kind = Literal["missing", "misnamed", "extra", "doubled", "unreadable", "short"]
+Kind = Literal["missing", "misnamed", "extra", "doubled", "unreadable", "short", "length", "rate"]
 
 
 @dataclass(frozen=True, slots=True, order=True)

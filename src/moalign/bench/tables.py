@@ -58,6 +58,9 @@ METRICS = {  # in the order of a table's columns
     "dynamic": Metric("Dynamic degree", "%", 100, 1),
     "motion": Metric("Mean motion", "px", 1, 2),
     "still": Metric("Near still", "%", 100, 1),
+    "codec_motion": Metric("Codec motion (diagnostic)", "px", 1, 2),
+    "codec_moving": Metric("Codec moving area (diagnostic)", "%", 100, 1),
+    "codec_jerk": Metric("Codec jerk (diagnostic)", "px", 1, 3),
 }
 SUITE_METRICS = {
     name: Metric(name.replace("_", " ").capitalize() if suite.name == "vbench" else name.replace("_", " "), "%", 100, 1)

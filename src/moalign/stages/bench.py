@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from moalign import device, manifest, shards, video
-from moalign.bench import external, motion, physics, prompts, vbench, vbench_rater, vbench_results, videophy
+from moalign.bench import codec, external, motion, physics, prompts, vbench, vbench_rater, vbench_results, videophy
 from moalign.bench.preflight import preflight
 from moalign.bench.scores import Key
 from moalign.config import BenchPin
@@ -66,6 +66,11 @@ def physics_rater(pin: BenchPin, given: Given, made: Making[Score]) -> Rater:
     return rate
 
 
+def codec_rater(pin: BenchPin, given: Given, made: Making[Score]) -> Rater:
+    """Rater "codec", which looks at a video alone."""
+    return codec.rate
+
+
 def names_in(pin: BenchPin, asked: list[prompts.Prompt], rules: physics.Rules) -> list[captions.Attributes]:
     """What each prompt names; Problem where the judge does not know one, or where there is but one."""
     named = [captions.named(prompt.name) for prompt in asked]
@@ -84,6 +89,7 @@ def names_in(pin: BenchPin, asked: list[prompts.Prompt], rules: physics.Rules) -
 RATERS: dict[str, Callable[[BenchPin, Given, Making[Score]], Rater]] = {
     "motion": motion_rater,
     "physics": physics_rater,
+    "codec": codec_rater,
 }
 
 
