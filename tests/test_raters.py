@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moalign import config, manifest, video
-from moalign.bench import external, scores, tables
+from moalign.bench import external, scores, tables, videophy
 from moalign.bench.external import Task
 from moalign.errors import Problem
 from moalign.manifest import Sample, Score
@@ -241,3 +241,34 @@ def test_a_caption_without_a_rule_is_named(ruled):
     (ruled.folder / "rules.csv").write_text("".join(line for line in lines if not line.startswith("Rain")))
     with pytest.raises(Problem, match="no rule for 1 of 5 captions, such as 'Rain falls'"):
         ruled.rate()
+
+
+@pytest.mark.parametrize("name", ["videophy", "videophy2"])
+@pytest.mark.parametrize(
+    ("text", "odd"),
+    [
+        ("none", "not a number"),
+        ("on a scale from 1 to 5 I give 5", "not a number"),
+        ("5 (not 1)", "not a number"),
+        ("⑤", "not a number"),
+        ("", "not a number"),
+        ("nan", "not a number"),
+        ("inf", "not a number"),
+        ("10", "out of range"),
+        ("25", "out of range"),
+        ("-3", "out of range"),
+    ],
+)
+def test_words_and_impossible_numbers_are_no_scores(tmp_path, name, text, odd):
+    rows = [["a.mp4", "A ball", "1"], ["b.mp4", "A ball", text]]
+    with open(tmp_path / "scores.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["videopath", "caption", "score"], *rows] if name == "videophy2" else rows)
+    found, counted = videophy.read(name, tmp_path / "scores.csv", {Path("a.mp4"): (0, 0), Path("b.mp4"): (1, 0)})
+    assert found == {(0, 0): 1.0} and counted == {odd: 1}
+
+
+@pytest.mark.parametrize(("text", "taken"), [("4", True), ("4.0", True), ("4.5", False), ("7", False)])
+def test_videophy2_gives_whole_numbers_from_1_to_5(tmp_path, text, taken):
+    (tmp_path / "scores.csv").write_text(f",videopath,caption,score\n0,a.mp4,A ball,{text}\n")
+    found, _ = videophy.read("videophy2", tmp_path / "scores.csv", {Path("a.mp4"): (0, 0)})
+    assert found == ({(0, 0): 4.0} if taken else {})
