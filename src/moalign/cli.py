@@ -220,6 +220,17 @@ COMMANDS = {
         "score them against the real footage: four metrics a video, the Verified score and the original one",
         (IQ_VIDEOS, IQ_REAL, IQ_MASKS, Flag("out", "JSON file for metrics and scores")),
     ),
+    "diagnose": Command(
+        "moalign.stages.diagnose:run",
+        "say how a run's videos move as a set, beside real held-out clips: diagnostics, no benchmark's scores",
+        (
+            Flag("samples", "manifests of Sample rows, one for each shard", many=True),
+            MANY_CLIPS,
+            Flag("out", "JSON file"),
+            Flag("fvmd", "interpreter of an environment with the package fvmd, for its distance too", optional=True),
+            Flag("work", "folder for the pictures that fvmd reads", optional=True),
+        ),
+    ),
     "weights check": Command(
         "moalign.stages.weights:check",
         "say offline which pretrained weights are here, whether they are the right ones, and how to fetch the rest",
