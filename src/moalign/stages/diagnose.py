@@ -5,7 +5,7 @@
 
 Distances between the distributions of what motion vectors say (`bench/codec.py`), and, with an interpreter that has the
 package `fvmd`, its Frechet distance of tracked points. That package reads two sets of equally many clips of one length
-as pictures, so as many real clips are taken as there are videos, or the other way round, chosen by a hash of their place.
+as pictures, so as many real clips are taken as there are videos, or the other way round, chosen by hash.
 """
 
 import json
