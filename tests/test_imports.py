@@ -23,9 +23,11 @@ BASE = {
     "mirror",
 }
 LIGHT = {"grid", "config", "manifest", "errors"}  # the Snakefile reads these; a rater's environment too
-MEASURED = {  # a stage as it is, so what measures it imports it
+MEASURED = {  # a stage as it is, so what measures or plans it imports it
     "stages/throughput.py": "stages.align",
     "stages/card.py": "stages.miniature",
+    "stages/cost.py": "stages.throughput",
+    "stages/plan.py": ("stages.cost", "stages.throughput"),
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

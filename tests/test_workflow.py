@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from moalign import config, manifest
+from moalign.stages import cost
 
 TOP = Path(__file__).parents[1]
 SCALE = "smoke"
@@ -318,6 +319,12 @@ def rows(finished) -> list[dict]:
 
 def test_dvc_and_snakemake_draw_the_same_graph(rows):
     assert partings(dvc_stages(), rows) == []
+
+
+def test_the_plan_has_the_jobs_that_snakemake_has(rows):
+    planned = {f"results/smoke/{job.path}" for job in cost.jobs(config.load(TOP / "params.yaml", scale="smoke"))}
+    made = {row["output_file"] for row in rows if row["rule"] not in ("pin", "collection", "report")}
+    assert planned == {path for path in made if path.endswith(".jsonl")}
 
 
 def test_removing_any_dep_or_out_is_seen(rows):

@@ -220,6 +220,19 @@ COMMANDS = {
         "score them against the real footage: four metrics a video, the Verified score and the original one",
         (IQ_VIDEOS, IQ_REAL, IQ_MASKS, Flag("out", "JSON file for metrics and scores")),
     ),
+    "plan": Command(
+        "moalign.stages.plan:run",
+        "say what a run will cost before it starts: jobs, hours, memory, disk, per stage and per table",
+        (
+            PARAMS,
+            SCALE,
+            Flag("nodes", "how many there are, 1 by default", number=True, optional=True),
+            Flag("gpus", "of each node, 4 by default", number=True, optional=True),
+            Flag("card", "H100, the default, H200 or A100", optional=True),
+            Flag("results", "of a run whose jobs tell what a job costs; results/SCALE by default", optional=True),
+            Flag("out", "JSON file with the figures", optional=True),
+        ),
+    ),
     "diagnose": Command(
         "moalign.stages.diagnose:run",
         "say how a run's videos move as a set, beside real held-out clips: diagnostics, no benchmark's scores",
