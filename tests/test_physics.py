@@ -176,10 +176,12 @@ def test_ugly_videos_get_a_verdict(name, frames):
         seen = judge.see(frames, RULES)
         for prompt in prompts:
             rows = judge.rate(sample, seen, prompt, prompts[0], RULES)
-            assert [row.metric for row in rows] == ["SA", "PC", "SA_other"]
-            assert all(row.value in (1, 2, 3, 4, 5) for row in rows)
+            *ratings, broken = rows
+            assert [row.metric for row in rows] == ["SA", "PC", "SA_other", "laws_broken"]
+            assert all(row.value in (1, 2, 3, 4, 5) for row in ratings)
+            assert 9 * broken.value == round(9 * broken.value) and (broken.value == 0) == (ratings[1].value == 5)
     if name.startswith("plain") or len(frames) < judge.SHORTEST:
-        assert seen is None and [row.value for row in rows] == [1, 1, 1]
+        assert seen is None and [row.value for row in rows] == [1, 1, 1, 1]
 
 
 # --- the judge, judged ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ REVISIONS = {
     "targets": 1,
     "align": 1,
     "sample": 2,
-    "bench": 2,
+    "bench": 3,
     "report": 4,
     "miniature": 2,
 }

@@ -596,14 +596,16 @@ def see(frames: np.ndarray, rules: Rules) -> Seen | None:
 
 
 def rate(sample: Sample, seen: Seen | None, prompt: Named, other: Named, rules: Rules) -> list[Score]:
-    """SA and PC of one video, and SA of the same video against another prompt.
+    """SA and PC of one video, SA of the same video against another prompt, and the share of laws that it breaks.
 
-    Where there is nothing to judge all are 1: no video is left out.
+    Where there is nothing to judge SA and PC are 1 and all laws are broken: no video is left out.
     """
+    broken = laws(seen) if seen else dict.fromkeys(LAWS, math.inf)
     values = {
         "SA": semantic(seen, prompt, rules),
-        "PC": commonsense(laws(seen), rules.thresholds) if seen else 1,
+        "PC": commonsense(broken, rules.thresholds),
         "SA_other": semantic(seen, other, rules),
+        "laws_broken": float(np.mean([broken[law] > limit for law, limit in rules.thresholds.items()])),
     }
     return [
         Score(sample.prompt_id, sample.index, sample.seed, metric, float(value), rater="physics", rule=RULES[metric])
@@ -624,4 +626,5 @@ RULES = {
     "PC": "5 while no law is broken more than in 99 % of real clips; 4, 3, 2, 1 beyond"
     f" {', '.join(f'{ratio:g}' for ratio in PASS_RATIOS)} times that",
     "SA_other": "SA of the same video against the next prompt of the bench, after the last the first",
+    "laws_broken": f"share of the {len(LAWS)} laws that a video breaks more than 99 % of real clips do",
 }

@@ -54,6 +54,7 @@ METRICS = {  # in the order of a table's columns
     "PC_pass": Metric("PC passes", "%", 100, 1),
     "Joint": Metric("Joint", "%", 100, 1),
     "rules_broken": Metric("Rules broken", "%", 100, 1),
+    "laws_broken": Metric("Laws broken", "%", 100, 1),
     "flicker": Metric("Temporal flickering", "%", 100, 2),
     "dynamic": Metric("Dynamic degree", "%", 100, 1),
     "motion": Metric("Mean motion", "px", 1, 2),
