@@ -143,7 +143,7 @@ def test_shapes_of_the_five_calls(shared, family):
 
 @BOTH
 def test_encode_is_the_stock_posterior(shared, folders, family):
-    backbone, x0 = shared[family], clips(1)
+    backbone, x0 = shared[family], clips(2)
     mean, logvar = backbone.posterior(x0)
     with torch.no_grad():
         stock = backbone.vae_class.from_pretrained(folders[family], subfolder="vae").encode(x0).latent_dist
@@ -500,6 +500,9 @@ def sampling_of(family: str, **changes) -> config.Sampling:
     return config.Sampling(**values)
 
 
+BITS = 1e-4  # of a pixel in [0, 1]: the stock VAE takes a lone clip through another convolution
+
+
 def stock_frames(folder: Path, family: str, cfg: config.Sampling, seed: int, transformer=None) -> torch.Tensor:
     """[1, 3, F, H, W] by diffusers alone."""
     swap = {} if transformer is None else {"transformer": transformer}
@@ -548,7 +551,7 @@ def test_samples_are_plain_diffusers(shared, folders, family, changes):
     cfg = sampling_of(family, **changes)
     ours = our_frames(shared[family], cfg, seed=5)
     assert ours.shape == (1, 3, 9, 32, 32) and 0 <= ours.min() < ours.max() <= 1
-    assert torch.equal(ours, stock_frames(folders[family], family, cfg, seed=5))
+    assert torch.allclose(ours, stock_frames(folders[family], family, cfg, seed=5), atol=BITS)
 
 
 @BOTH
@@ -611,7 +614,7 @@ def test_a_tuned_transformer_goes_through_the_stock_classes(fresh, folders, fami
     assert torch.equal(our_frames(again, cfg, 3), after)
 
     stock = backbone.transformer_class.from_pretrained(tuned)
-    assert torch.equal(stock_frames(folders[family], family, cfg, 3, transformer=stock), after)
+    assert torch.allclose(stock_frames(folders[family], family, cfg, 3, transformer=stock), after, atol=BITS)
 
 
 @BOTH
