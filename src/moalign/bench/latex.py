@@ -1,4 +1,4 @@
-"""A table as LaTeX: booktabs, each cell its mean, interval, the paper's number, and the difference from the first row."""
+"""A table as LaTeX, with booktabs: mean, interval, the paper's number, difference from the first row in every cell."""
 
 from moalign.bench import tables
 from moalign.bench.tables import Cell, Metric, Table
@@ -71,8 +71,8 @@ def cell_text(metric: Metric, cell: Cell, table: Table, run: str, name: str) -> 
 
 def stacked(first: str, *small: str) -> str:
     """Lines above each other, all but the first in small letters."""
-    lines = [escape(first), *(rf"{{\scriptsize {escape(line)}}}" for line in small)]
-    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{r' \\ '.join(lines)}\end{{tabular}}"
+    lines = r" \\ ".join([escape(first), *(rf"{{\scriptsize {escape(line)}}}" for line in small)])
+    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{lines}\end{{tabular}}"
 
 
 def row(cells: list[str]) -> str:
