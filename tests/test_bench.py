@@ -2,6 +2,8 @@
 
 import random
 import re
+import shutil
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from scipy import stats
 from torchvision.models.optical_flow import raft_small
 
 from moalign import config, manifest, video
-from moalign.bench import motion, scores, tables
+from moalign.bench import latex, motion, scores, tables
 from moalign.errors import Problem
 from moalign.manifest import Sample, Score
 from moalign.stages import bench
@@ -422,6 +424,45 @@ def test_the_primary_contrast_stands_below_its_table(tmp_path):
     assert verdicts["cog-ft"] is None and table.rows["cog-moalign"]["PC"].verdict is None
     assert tables.make_table(tmp_path, params, "table4", PAPER).primary is None  # it is printed once
     assert tables.make_table(tmp_path, params, "table2").primary is None  # another bench
+
+
+def test_methods_are_compared_with_the_paper_s_only_from_its_base(tmp_path):
+    params = config.load(TOP / "params.yaml", scale="paper")
+    primary_results(tmp_path, params, 7)
+    for name in ("table1", "table4"):  # the second has the base as no row
+        for joint, holds in ((22.3, True), (41.0, False)):  # ours passes on every fifth prompt
+            table = tables.make_table(tmp_path, params, name, PAPER, {"Joint": joint})
+            assert table.anchor.holds == holds and table.anchor.mean == pytest.approx(20.0)
+            text = tables.markdown(table, params)
+            assert table.anchor.text() in text and ("cannot be compared" in text) != holds
+            if name == "table1":  # whose first row the paper has too
+                assert table.rows["cog-moalign"]["Joint"].verdict == ("agrees" if holds else "not comparable")
+                assert f"The paper has +1.9: {'agrees' if holds else 'not comparable'}." in text
+
+
+def test_a_row_of_the_paper_that_nobody_ran_is_shown_as_such(tmp_path):
+    params = config.load(TOP / "params.yaml", scale="paper")
+    primary_results(tmp_path, params, 7)
+    table = tables.make_table(tmp_path, params, "table1", PAPER | {"cog-repa": {"Joint": 22.3}})
+    assert table.not_run == ("cog-repa",)
+    assert "| `cog-repa` | not run | 0 |" in tables.markdown(table, params)
+    assert "not run" in latex.latex(table, params)
+
+
+def test_latex_compiles_and_prints_what_the_page_prints(tmp_path):
+    params = config.load(TOP / "params.yaml", scale="paper")
+    primary_results(tmp_path, params, 7)
+    made = [tables.make_table(tmp_path, params, name, PAPER) for name in ("table1", "table4")]
+    texts = [latex.latex(table, params) for table in made]
+    assert all(text.count("{") == text.count("}") and "cog-no\\_motion" in texts[1] for text in texts)
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex here (Debian: texlive-latex-recommended)")
+    body = "\n".join(texts)
+    head = r"\documentclass{article}\usepackage[margin=2cm]{geometry}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "all.tex").write_text(f"{head}\n{body}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]
 
 
 def test_the_primary_contrast_needs_every_video_and_its_metric(tmp_path):

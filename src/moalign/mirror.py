@@ -11,11 +11,19 @@ from typing import Any
 from moalign.progress import say
 
 
+def run_id(place: Path) -> str:
+    """The wandb run that mirrors what is made in `place`, a folder below work/."""
+    return f"{place.parent.name}-{place.name}"
+
+
 class Mirror:
     """The wandb run, or nothing: the first failure is said once and ends it."""
 
     def __init__(self, place: Path, pin: dict[str, Any], name: str):
-        """place: a folder below work/, whose name and parent's name are the run's id; pin: the run's config."""
+        """place: a folder below work/, which gives the run's id; pin: the run's config.
+
+        The jobs of one run of params.yaml, all seeds, form a group; a job's type is its stage.
+        """
         self._run = None
         mode = os.environ.get("WANDB_MODE", "offline")
         if mode != "disabled":
@@ -29,7 +37,9 @@ class Mirror:
             mode=mode,
             project=os.environ.get("WANDB_PROJECT", "moalign"),
             name=name,
-            id=f"{place.parent.name}-{place.name}",
+            id=run_id(place),
+            group=pin.get("run"),
+            job_type=pin.get("stage"),
             resume="allow" if mode == "online" else None,
             dir=str(place),
             config=pin,

@@ -48,6 +48,31 @@ class Gate:
         return {"passed": self.passed, **numbers, "PC of": self.reference}
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """A base run beside the paper's base, in the paper's unit: only from the same start can methods be compared."""
+
+    base: str
+    label: str
+    mean: float
+    low: float
+    high: float
+    paper: float
+
+    @property
+    def holds(self) -> bool:
+        """The paper's number lies in the interval of ours."""
+        return self.low <= self.paper <= self.high
+
+    def text(self) -> str:
+        """One line with its figures."""
+        verdict = "the methods can be compared" if self.holds else "the methods cannot be compared with the paper's"
+        return (
+            f"Base beside the paper's: {verdict} ({self.label} of {self.base} {self.mean:.1f}"
+            f" [{self.low:.1f}, {self.high:.1f}], in the paper {self.paper:g})"
+        )
+
+
 def judge_base(
     bench: str, base: str, rows: Iterable[Score], keys: Iterable[Key], reference: dict[str, float] | None
 ) -> Gate | None:

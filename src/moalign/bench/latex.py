@@ -43,6 +43,9 @@ def latex(table: Table, params: Params) -> str:
         made = [cell_text(metric, cells[name], table, run, name) for name, metric in shown.items()]
         n = min((cell.summary.n for cell in cells.values()), default=0)
         lines.append(row([escape(run), *made, str(n)]))
+    for run in table.not_run:
+        papers = [escape(tables.paper_text(table, run, name).strip(" ()")) for name in shown]
+        lines.append(row([rf"{escape(run)} {{\scriptsize {tables.NOT_RUN}}}", *papers, "0"]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}"]) + "\n"
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from moalign import manifest
 from moalign.bench import scores, statistics, suite_scores
-from moalign.bench.gate import Gate, judge_base
+from moalign.bench.gate import Anchor, Gate, judge_base
 from moalign.bench.scores import Difference, Key, Summary
 from moalign.bench.vbench import SUITES, Suite
 from moalign.config import Params
@@ -69,6 +69,8 @@ SUITE_METRICS = {
     for name in (*suite.groups, *suite.dimensions)
 } | {suite_scores.TOTAL: Metric("Total", "%", 100, 1)}
 STATE_METRICS = ("SA_raw", "PC_raw", "SA_pass", "PC_pass")
+HEADLINES = ("Joint", suite_scores.TOTAL, "PC_pass")  # by one of these a base is set beside the paper's
+NOT_COMPARABLE, NOT_RUN = "not comparable", "not run"
 BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
 
@@ -120,10 +122,21 @@ class Table:
     dimensions: tuple[str, ...] = ()  # metrics that stand in a table of their own, a line each
     states: dict[str, dict[str, dict[str, Summary]]] = field(default_factory=dict)  # run -> state of matter -> metric
     published: Published = field(default_factory=dict)  # the paper's, where they may be set beside these
+    not_run: tuple[str, ...] = ()  # rows of the paper that this table lacks
+    anchor: Anchor | None = None  # the base beside the paper's, at the paper's scale
 
 
-def make_table(results: Path, params: Params, name: str, published: Published | None = None) -> Table:
-    """Read the scores of a table's rows and summarise them; `published` are the paper's numbers of the same rows."""
+def make_table(
+    results: Path,
+    params: Params,
+    name: str,
+    published: Published | None = None,
+    of_base: Mapping[str, float | None] | None = None,
+) -> Table:
+    """Read the scores of a table's rows and summarise them.
+
+    `published` are the paper's numbers of the same rows, `of_base` those of its base on the same bench.
+    """
     published = published or {}
     row = params.tables[name]
     rated: dict[str, dict[int, list[Score]]] = {}  # run -> seed -> rows
@@ -160,11 +173,18 @@ def make_table(results: Path, params: Params, name: str, published: Published | 
         for run, cell in zip(row.rows, cells_of(metric, values[metric], due, published), strict=True):
             cells[run][metric] = cell
     gate, matched = beside_base(results, params, name, keys, values)
+    anchor = anchor_of(results, params, name, cells, keys, of_base or {}) if params.scale == "paper" else None
+    if anchor and not anchor.holds:
+        cells = {
+            run: {metric: replace(cell, verdict=cell.verdict and NOT_COMPARABLE) for metric, cell in of.items()}
+            for run, of in cells.items()
+        }
     primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
     code = ", ".join(sorted(codes))
     states = {run: states_of(values, run, notes[run], keys) for run in row.rows}
     beside = published if params.scale == "paper" else {}  # below it orders alone may be compared
-    shown = (pins, code, gate, matched, primary, dimensions, states, beside)
+    not_run = tuple(run for run in published if run not in row.rows)
+    shown = (pins, code, gate, matched, primary, dimensions, states, beside, not_run, anchor)
     return Table(name, row.title, row.bench, len(keys), rules, cells, *shown)
 
 
@@ -267,6 +287,32 @@ def paper_difference(published: Published, metric: str, ours: str, base: str) ->
     return None if a is None or b is None else round(a - b, 6)  # a tie must be 0 exactly
 
 
+def anchor_of(
+    results: Path,
+    params: Params,
+    name: str,
+    cells: dict[str, dict[str, Cell]],
+    keys: set[Key],
+    of_base: Mapping[str, float | None],
+) -> Anchor | None:
+    """The table's base beside the paper's, by the first of HEADLINES that both have; it need not be one of the rows."""
+    base, bench = base_of(params, name), params.tables[name].bench
+    if base is None:
+        return None
+    found = {metric: cell.summary for metric, cell in cells.get(base, {}).items()}
+    if not found:
+        rows = manifest.read(results / f"scores/{base}/s0/{bench}.jsonl", Score).rows
+        rows += scores.joint(rows)
+        of_key = {metric: scores.by_key(rows, metric) for metric in HEADLINES}
+        found = {metric: scores.summarise(metric, {0: of}, keys) for metric, of in of_key.items() if of}
+    for metric in HEADLINES:
+        paper, ours = of_base.get(metric), found.get(metric)
+        if paper is not None and ours is not None and ours.mean is not None:
+            shown = metric_of(metric)
+            return Anchor(base, shown.label, *(x * shown.factor for x in (ours.mean, ours.low, ours.high)), paper)
+    return None
+
+
 def base_of(params: Params, name: str) -> str | None:
     """The base of a table: the weights as they came, of its first row's backbone, where the same bench has them."""
     row = params.tables[name]
@@ -326,6 +372,7 @@ def markdown(table: Table, params: Params) -> str:
     lines += [f"Scale `{params.scale}`, bench `{table.bench}`, {table.videos} videos per training."]
     lines += ["95 % intervals in brackets.", *([f"**{meaningless(params)}**"] if params.scale == "smoke" else []), ""]
     lines += [f"{table.gate.text()}.", ""] if table.gate else []
+    lines += [f"{table.anchor.text()}.", ""] if table.anchor else []
     lines += [f"**{remark}**", ""] if (remark := gate_remark(table, params)) else []
     lines += [line("run", "what it is", "n", *heads, "pin"), line(*["---"] * (len(heads) + 4))]
     for run, cells in rows.items():
@@ -334,6 +381,9 @@ def markdown(table: Table, params: Params) -> str:
         ]
         n = min((cell.summary.n for cell in cells.values()), default=0)
         lines.append(line(f"`{run}`", describe(params, run), str(n), *shown, f"`{table.pins[run]}`"))
+    for run in table.not_run:
+        papers = [paper_text(table, run, metric).strip() for metric in metrics]
+        lines.append(line(f"`{run}`", NOT_RUN, "0", *papers, ""))
     lines += ["", f"Paired difference from `{first}`: the same prompts and the same noise."]
     lines += [tests_text(table), ""]
     lines += [line("run", *heads), line(*["---"] * (len(heads) + 1))]
@@ -392,8 +442,9 @@ def primary_text(table: Table, params: Params) -> str | None:
         text += " The interval is of this one training: how another would differ, nothing tells."
     if found.published is None:
         return text
-    text += f" The paper has {metric.text(found.published / metric.factor, sign=True)}:"
-    text += f" {verdict_on(ours, found.published)}.{power_text(table, params)}"
+    verdict = verdict_on(ours, found.published) if table.anchor is None or table.anchor.holds else NOT_COMPARABLE
+    text += f" The paper has {metric.text(found.published / metric.factor, sign=True)}: {verdict}."
+    text += power_text(table, params)
     return text
 
 

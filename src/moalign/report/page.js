@@ -33,6 +33,16 @@ const watch = new IntersectionObserver((entries) => {
   }
 });
 
+// Loops drift apart: now and then a row takes the time of its first video that plays.
+setInterval(() => {
+  for (const row of document.querySelectorAll(".row")) {
+    const [first, ...others] = [...row.querySelectorAll("video")].filter((video) => !video.paused);
+    for (const video of others) {
+      if (Math.abs(video.currentTime - first.currentTime) > 0.07) video.currentTime = first.currentTime;
+    }
+  }
+}, 2000);
+
 for (const video of videos) {
   watch.observe(video);
   video.addEventListener("click", () => toggle(video));

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
-from moalign import backbones, manifest, shards
+from moalign import backbones, manifest, mirror, shards
 from moalign.align.losses import mse
 from moalign.align.objective import alignment
 from moalign.align.projector import Projector
@@ -181,3 +181,4 @@ def export(student: Student, outcome: loop.Outcome, made: manifest.Making, accel
         made.rows.append(manifest.Weights(name, file, outcome.step))
     made.notes["validation"] = outcome.metrics
     made.notes["processes"] = accelerator.num_processes
+    made.notes["wandb"] = mirror.run_id(outcome.log.parent)

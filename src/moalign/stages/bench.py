@@ -15,12 +15,24 @@ import numpy as np
 from torch import Tensor
 
 from moalign import device, manifest, shards, video
-from moalign.bench import codec, external, motion, physics, prompts, vbench, vbench_rater, vbench_results, videophy
+from moalign.bench import (
+    codec,
+    external,
+    motion,
+    physics,
+    prompts,
+    scores,
+    vbench,
+    vbench_rater,
+    vbench_results,
+    videophy,
+)
 from moalign.bench.preflight import preflight
 from moalign.bench.scores import Key
 from moalign.config import BenchPin
 from moalign.errors import Problem
 from moalign.manifest import Making, Sample, Score
+from moalign.mirror import Mirror
 from moalign.progress import track
 from moalign.teacher import raft
 from moalign.world import captions
@@ -201,6 +213,17 @@ def run(config: str | Path, samples: list[str | Path], work: str | Path, out: st
         made.count("videos", len(given.videos))
         made.count("without a number", sum(map(len, without.values())))
         made.notes["without_number"] = without
+        mirror_means(pin, made, Path(work) / f"{Path(out).stem}-scores")
+
+
+def mirror_means(pin: BenchPin, made: Making[Score], place: Path) -> None:
+    """Send wandb the mean of every metric."""
+    values: dict[str, list[float]] = {}
+    for row in made.rows + scores.joint(made.rows):
+        values.setdefault(row.metric, []).append(row.value)
+    mirror = Mirror(place, pin.model_dump(mode="json"), f"{pin.run}-s{pin.seed}-{place.name}")
+    mirror.log({metric: float(np.mean(of)) for metric, of in values.items()})
+    mirror.finish()
 
 
 def faults_of(given: Given) -> list[str]:

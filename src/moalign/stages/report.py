@@ -2,8 +2,8 @@
 
     moalign report --config PIN --results results/S --out results/S/report/index.html
 
-Writes tables/*.md, tables/curves.csv (`dvc plots`) and metrics.json below the results folder, then the page: one file
-that carries its videos, plots and style inside, and whose bytes depend on the manifests and their files alone.
+Writes tables/*.md and *.tex, tables/curves.csv (`dvc plots`) and metrics.json below the results folder, then the page:
+one file that carries its videos, plots and style inside, and whose bytes depend on the manifests and their files alone.
 metrics.json holds what another run on the same machine must find again: no seconds, no paths, no hashes.
 """
 
@@ -12,7 +12,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from markupsafe import Markup
 
 from moalign import clips, manifest, shards, video
-from moalign.bench import published, tables
+from moalign.bench import latex, published, tables
 from moalign.bench.gate import Gate
 from moalign.bench.scores import Summary
 from moalign.bench.tables import Cell, Metric, Table
@@ -34,6 +34,8 @@ from moalign.report import pictures, plots
 from moalign.report.plots import Curve
 from moalign.teacher import raft
 
+PLAN = "report/plan.json"  # what `moalign plan` said before
+HOUR = 3600.0
 SHOWN = 12  # missing manifests that a message lists one by one
 TEACHER = "teacher/manifest.jsonl"
 FLOWS = {"validation": "teacher", "mean_flow": "mean flow", "zero_flow": "zero flow"}  # notes of the teacher
@@ -54,15 +56,26 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     found = survey(results, wanted)
     logs = read_logs(results, params)
     paper = {} if params.scale == "smoke" else {name: published.of_table(name) for name in params.tables}
-    filled = [tables.make_table(results, params, name, paper.get(name)) for name in params.tables]
+    filled = [
+        tables.make_table(results, params, name, paper.get(name), paper_base(params, name, paper))
+        for name in params.tables
+    ]
     for table in filled:
         manifest.write_text(results / "tables" / f"{table.name}.md", tables.markdown(table, params))
+        manifest.write_text(results / "tables" / f"{table.name}.tex", latex.latex(table, params))
     manifest.write_text(results / "tables/curves.csv", curves(params, logs))
     numbers = json.dumps(metrics(params, found, logs, filled), indent=1, sort_keys=True, allow_nan=False)
     manifest.write_text(results / "metrics.json", f"{numbers}\n")
     manifest.write_text(out, page(results, params, found, logs, filled))
     count = sum(map(len, wanted.values()))
     say(f"{out}: {len(filled)} tables from {count} manifests in {time.monotonic() - started:.1f} s")
+
+
+def paper_base(params: Params, name: str, paper: dict[str, tables.Published]) -> Mapping[str, float | None]:
+    """The paper's numbers of a table's base, from the first table of the same bench that prints them."""
+    base, bench = tables.base_of(params, name), params.tables[name].bench
+    found = (paper[other].get(base) for other, row in params.tables.items() if row.bench == bench and other in paper)
+    return next(filter(None, found), {})
 
 
 # --- what should be there ---------------------------------------------------------------------------------------------
@@ -269,7 +282,9 @@ def page(results: Path, params: Params, found: Found, logs: dict[str, list[dict]
         notice=tables.meaningless(params) if params.scale == "smoke" else None,
         figures=key_figures(params, found),
         benches=[video_wall(results, params, bench) for bench in dict.fromkeys(table.bench for table in filled)],
-        gates=[gate.text() for gate in gates(filled)],
+        summary=summary(params, filled),
+        costs=cost_view(results, found),
+        code=listed({header.code for headers in found.headers.values() for header in headers}),
         tables=[table_view(table, params) for table in filled],
         pins={f"{table.bench} {run}": pin for table in filled for run, pin in table.pins.items()},
         rules=[(tables.metric_of(metric).label, rule) for metric, rule in rules.items()],
@@ -289,6 +304,40 @@ def key_figures(params: Params, found: Found) -> list[tuple[str, str]]:
         (f"{len(params.trainings())} × {params.align.steps:,}", "fine-tunings × steps"),
         (f"{found.rows['sample']:,}", "sampled videos"),
     ]
+
+
+def summary(params: Params, filled: list[Table]) -> list[str]:
+    """What a reader wants first: can the numbers be trusted, what came of the plan, how they sit beside the paper's."""
+    lines = [f"{gate.text()}." for gate in gates(filled)]
+    lines += dict.fromkeys(f"{table.anchor.text()}." for table in filled if table.anchor)
+    lines += [text for table in filled if (text := tables.primary_text(table, params))]
+    for table in filled:
+        verdicts = Counter(cell.verdict for cells in table.rows.values() for cell in cells.values() if cell.verdict)
+        if verdicts:
+            counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+            lines.append(f"{table.title}: differences from the first row beside the paper's: {counted}.")
+    return lines
+
+
+def cost_view(results: Path, found: Found) -> list[tuple[str, str, str]]:
+    """Device hours of each stage: as `moalign plan` had them before anything ran, where that was kept; as spent."""
+    path = results / PLAN
+    plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"stages": {}}
+    planned = {stage: row["hours"] for stage, row in plan["stages"].items()}
+    spent = {
+        stage: sum(header.seconds * header.notes.get("processes", 1) for header in headers) / HOUR
+        for stage, headers in found.headers.items()
+    }
+    total = ("all", sum(planned.values()) if planned else None, sum(spent.values()))
+    rows = [*((stage, planned.get(stage), hours) for stage, hours in spent.items()), total]
+    return [(stage, hours_text(before), hours_text(after)) for stage, before, after in rows]
+
+
+def hours_text(hours: float | None) -> str:
+    """Hours, or minutes where that is less than two of them."""
+    if hours is None:
+        return ""
+    return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:,.0f} h"
 
 
 # --- videos
@@ -347,6 +396,7 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
         "missing": tables.missing_lines(table),
         "remark": tables.gate_remark(table, params),
         "primary": tables.primary_text(table, params),
+        "not_run": [(run, [tables.paper_text(table, run, name).strip() for name in shown]) for run in table.not_run],
         "parts": tables.parts(table, params),
         "rows": [
             {
