@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -129,6 +130,8 @@ class Making:
             path = self.results / f"targets/{backbone}/{target}/{kind}/{shard:04d}.jsonl"
             with manifest.making(path, Target, pin=self.pin("targets", backbone=backbone, target=target)) as made:
                 made.rows += [Target(clip.key, "0000.safetensors", index) for index, clip in enumerate(rows)]
+                M = torch.randn(len(rows), 8, 8, 8, 16, generator=torch.Generator().manual_seed(shard)).half()
+                shards.write_tensors(path.parent / "0000.safetensors", {"target": M}, {"target": target})
 
     def teacher(self):
         """Stage 1's manifest and log."""
@@ -246,6 +249,53 @@ def test_two_builds_give_the_same_bytes(made, text):
     report.run(made.root / "pins/report.yaml", made.results, again)
     assert again.read_text() == text
     assert {path: path.read_bytes() for path in before} == before
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in figures_of(made))
+    assert one == two and len(one) > 10
+
+
+def figures_of(made):
+    """Of both builds."""
+    return made.results / "report/figures", made.root / "figures"
+
+
+def test_figures_lie_beside_the_page(made, params, text):
+    folder = figures_of(made)[0]
+    names = {path.name for path in folder.iterdir()}
+    assert {"flow-motion.svg", "teacher-0.svg", "align-cog-moalign.svg"} <= names
+    for path in folder.glob("*.svg"):
+        root = ElementTree.fromstring(path.read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and "var(" not in path.read_text()
+    shown = sorted(path.stem for path in folder.glob("videos-*.png"))
+    assert len(shown) == params.report.prompts == len(list(folder.glob("videos-*.mp4")))
+    runs = {run for table in params.tables.values() for run in table.rows}
+    look = video.probe(folder / f"{shown[0]}.mp4")
+    assert look.frames == 17 and look.width == 3 * 128 and look.height == -(-len(runs) // 3) * (128 + pictures.BAND)
+    assert cv2.imread(str(folder / f"{shown[0]}.png")).shape[1] == 6 * 128
+    assert "Motion tokens of these frames" in text and "Cosine similarity of all pairs" in text
+
+
+def test_layers_are_drawn_where_a_table_varies_nothing_else(made, params, tmp_path):
+    raw = params.model_dump()
+    raw["runs"] |= {
+        f"cog-moalign-l{layer}": {"backbone": "cogvideox", "method": "moalign", "layer": layer} for layer in (2, 3)
+    }
+    rows = ["cog-moalign-l2", "cog-moalign-l3", "cog-moalign"]
+    raw["tables"]["table5"] = {"title": "Layers", "bench": "physics", "rows": rows}
+    varied = config.parse(raw)
+    making = Making(tmp_path, varied)
+    for run, bench, seed in varied.rows():
+        path = making.results / f"scores/{run}/s{seed}/{bench}.jsonl"
+        given = manifest.read(path, Score).rows
+        with manifest.making(path, Score, pin=making.pin("bench", run=run, seed=seed, bench=bench)) as again:
+            again.rows += given + [
+                Score(n, 0, n, "PC", 1 + (n + len(run)) % 5, "physics", "r") for n in range(len(PROMPTS))
+            ]
+    filled = [report.tables.make_table(making.results, varied, name) for name in varied.tables]
+    drawn = report.compared_view(varied, filled, report.Figures(tmp_path / "figures"))
+    assert sum("by aligned layer" in words for _, words in drawn) == 1
+    assert sum("against mean motion" in words for _, words in drawn) == len(filled)
+    text = (tmp_path / "figures/layers-table5.svg").read_text()
+    assert [label in text for label in (">2<", ">3<", ">4<")] == [True] * 3
 
 
 def test_the_page_carries_all_it_shows(text):

@@ -92,7 +92,7 @@ def test_nothing_is_left_to_do(finished):
 def test_one_methods_tau_reruns_the_runs_that_use_it_and_their_tables(finished):
     row = "moalign: {target: motion, loss: soft_trd, lam: 0.5, tau: 10.0}"
     jobs = planned(finished, "methods", row, row.replace("10.0", "5.0"))
-    assert set(jobs) == {"pin", "align_run", "sample_run", "bench_run", "report", "all"}
+    assert set(jobs) == {"pin", "plan", "align_run", "sample_run", "bench_run", "report", "all"}
     for rule in ("align_run", "sample_run", "bench_run"):
         assert runs(jobs[rule]) == {"cog-moalign"}
     pins = {path.removeprefix(f"results/{SCALE}/pins/") for path in jobs["pin"]}
@@ -223,7 +223,7 @@ def test_flow_as_a_video_waits_for_raft_and_the_vae_and_for_no_teacher(rows):
 
 
 def test_switching_wandb_reruns_the_report_alone(finished):
-    assert set(planned(finished, "wandb", "mode: offline", "mode: disabled")) == {"pin", "report", "all"}
+    assert set(planned(finished, "wandb", "mode: offline", "mode: disabled")) == {"pin", "plan", "report", "all"}
 
 
 def test_a_mistake_in_the_parameters_stops_at_once(finished, tmp_path):
@@ -323,7 +323,7 @@ def test_dvc_and_snakemake_draw_the_same_graph(rows):
 
 def test_the_plan_has_the_jobs_that_snakemake_has(rows):
     planned = {f"results/smoke/{job.path}" for job in cost.jobs(config.load(TOP / "params.yaml", scale="smoke"))}
-    made = {row["output_file"] for row in rows if row["rule"] not in ("pin", "collection", "report")}
+    made = {row["output_file"] for row in rows if row["rule"] not in ("pin", "collection", "plan", "report")}
     assert planned == {path for path in made if path.endswith(".jsonl")}
 
 

@@ -65,6 +65,23 @@ rule bench:
         [f"{RESULTS}/scores/{run}/s{seed}/{bench}.jsonl" for run, bench, seed in cells()],
 
 
+rule plan:
+    """What all of it should cost, computed before anything is measured."""
+    input:
+        f"{RESULTS}/pins/report.yaml",
+    output:
+        f"{RESULTS}/report/plan.json",
+    log:
+        f"{RESULTS}/logs/report/plan.log",
+    conda:
+        "../../envs/moalign.yaml"
+    params:
+        none="work/nothing",  # no results that could calibrate it
+        scale=PARAMS.scale,
+    shell:
+        "moalign plan --scale {params.scale} --results {params.none} --out {output} > {log} 2>&1"
+
+
 rule report:
     """Tables, metrics.json and the page of this scale."""
     input:
@@ -80,11 +97,18 @@ rule report:
         samples=rules.sample.input,
         scores=rules.bench.input,
         paper="resources/paper_scores.json",
+        plan=rules.plan.output,
     output:
-        page=PAGE,
-        metrics=f"{RESULTS}/metrics.json",
-        tables=[f"{RESULTS}/tables/{table}.md" for table in PARAMS.tables],
-        curves=f"{RESULTS}/tables/curves.csv",
+        page=report(PAGE, caption="../report/page.rst", category="Page"),
+        metrics=report(f"{RESULTS}/metrics.json", caption="../report/metrics.rst", category="Numbers"),
+        tables=report(
+            [f"{RESULTS}/tables/{table}.md" for table in PARAMS.tables],
+            caption="../report/table.rst",
+            category="Tables",
+        ),
+        latex=[f"{RESULTS}/tables/{table}.tex" for table in PARAMS.tables],
+        figures=directory(f"{RESULTS}/report/figures"),
+        curves=report(f"{RESULTS}/tables/curves.csv", caption="../report/curves.rst", category="Numbers"),
     log:
         f"{RESULTS}/logs/report/report.log",
     conda:

@@ -39,7 +39,8 @@ def latex(table: Table, params: Params) -> str:
         row(heads),
         r"\midrule",
     ]
-    for run, cells in rows.items():
+    for number, (run, cells) in enumerate(rows.items()):
+        lines += [r"\addlinespace"] * (number > 0)
         made = [cell_text(metric, cells[name], table, run, name) for name, metric in shown.items()]
         n = min((cell.summary.n for cell in cells.values()), default=0)
         lines.append(row([escape(run), *made, str(n)]))

@@ -465,7 +465,7 @@ def power_text(table: Table, params: Params) -> str:
 def paper_text(table: Table, run: str, metric: str) -> str:
     """The paper's number beside ours, where it may stand there."""
     number = table.published.get(run, {}).get(metric)
-    return "" if number is None else f" (paper {number:g})"
+    return "" if number is None else f" (paper {number:.1f})"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ variables, so that a plot follows the page into the dark.
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import matplotlib
@@ -149,3 +149,65 @@ def to_svg(figure: Figure, name: str) -> str:
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return re.sub(r"\n\s*", "\n", text).strip()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run in a plot: its name, and mean, low and high of one or two metrics."""
+
+    label: str
+    y: tuple[float, float, float]
+    x: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def sweep(name: str, points: Sequence[Point], y_label: str, title: str) -> str:
+    """One metric of several runs in their order, with intervals: Tab. 5's layers."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.3))
+        axis = figure.subplots()
+        place(figure, right=0.1)
+        whiskers(axis, [replace(point, x=(at, at, at)) for at, point in enumerate(points)])
+        axis.set_xticks(range(len(points)), [point.label for point in points])
+        axis.margins(x=0.08)
+        axis.set_title(title, loc="left")
+        axis.set_ylabel(y_label)
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        return to_svg(figure, name)
+
+
+def scatter(name: str, points: Sequence[Point], x_label: str, y_label: str, title: str) -> str:
+    """Two metrics of several runs against each other, both with intervals; names stand beside the points."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.6))
+        axis = figure.subplots()
+        place(figure, right=0.9)
+        whiskers(axis, points)
+        low, high = axis.get_ylim()
+        places: list[float] = []
+        for point in sorted(points, key=lambda point: point.y[0]):
+            at = (point.y[0] - low) / (high - low)
+            places.append(max(at, places[-1] + 0.055) if places else at)
+            arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
+            name_at = {"xytext": (1.03, places[-1]), "textcoords": "axes fraction", "fontsize": 7.5, "va": "center"}
+            axis.annotate(point.label, (point.x[0], point.y[0]), **name_at, arrowprops=arrow)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        return to_svg(figure, name)
+
+
+def whiskers(axis: Axes, points: Sequence[Point]) -> None:
+    """Points with their intervals both ways; one without width shows none."""
+    for point in points:
+        x, y = point.x, point.y
+        axis.plot(x[1:], (y[0], y[0]), color=MUTED, linewidth=0.9)
+        axis.plot((x[0], x[0]), y[1:], color=MUTED, linewidth=0.9)
+        axis.plot(x[0], y[0], "o", color=SERIES[1], markersize=4)
+
+
+def standalone(svg: str, colours: dict[str, str]) -> str:
+    """A plot of the page as a file of its own: `colours` in place of the page's variables."""
+    for variable, colour in colours.items():
+        svg = svg.replace(f"var({variable})", colour)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="Palatino, Georgia, serif"'
+    return svg.replace("<svg", head, 1) + "\n"

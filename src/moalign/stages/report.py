@@ -4,12 +4,14 @@
 
 Writes tables/*.md and *.tex, tables/curves.csv (`dvc plots`) and metrics.json below the results folder, then the page:
 one file that carries its videos, plots and style inside, and whose bytes depend on the manifests and their files alone.
+Beside it, in figures/, lie its plots as SVG, frames of each shown prompt over time as PNG, and its videos side by side.
 metrics.json holds what another run on the same machine must find again: no seconds, no paths, no hashes.
 """
 
 import csv
 import io
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
 import numpy as np
 from markupsafe import Markup
@@ -31,7 +34,7 @@ from moalign.errors import Problem
 from moalign.manifest import Choice, Clip, Drawn, Flow, Header, Latent, Manifest, Sample, Score, Target, Weights
 from moalign.progress import say
 from moalign.report import pictures, plots
-from moalign.report.plots import Curve
+from moalign.report.plots import Curve, Point
 from moalign.teacher import raft
 
 PLAN = "report/plan.json"  # what `moalign plan` said before
@@ -43,6 +46,22 @@ ERRORS = {"l1": "L1", "epe": "end-point error", "epe_moving": "end-point error, 
 FLOW_CLIPS = (0.25, 0.6, 0.95)  # whose flow is shown: quantiles of mean motion in the first shard
 FLOW_FRAMES = 6  # of each
 TERMS = {"denoise": "denoising loss", "align": "alignment loss"}  # of Eq. 9, as a log names them
+PLAUSIBLE = ("PC", "PC_pass")  # what runs are compared by beside their motion
+RELATED = 512  # tokens of a matrix of similarities
+GRID_SIDE, GRID_FRAMES, GRID_COLUMNS = 128, 6, 3  # of videos side by side
+PAPER_COLOURS = {  # of page.css by day, for plots as files
+    "--ink": "#1e1c19",
+    "--muted": "#6d675d",
+    "--rule": "#ddd7ca",
+    "--series-0": "#35618f",
+    "--series-1": "#b4532a",
+    "--series-2": "#4f7d4b",
+    "--series-3": "#87629a",
+    "--series-4": "#a88420",
+    "--series-5": "#3f8a8c",
+    "--series-6": "#a04a62",
+    "--series-7": "#6d675d",
+}
 NOT_LOSSES = ("step", "lr", "grad_norm")  # numbers of a training's log that are no loss
 
 
@@ -66,7 +85,8 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     manifest.write_text(results / "tables/curves.csv", curves(params, logs))
     numbers = json.dumps(metrics(params, found, logs, filled), indent=1, sort_keys=True, allow_nan=False)
     manifest.write_text(results / "metrics.json", f"{numbers}\n")
-    manifest.write_text(out, page(results, params, found, logs, filled))
+    figures = Figures(Path(out).parent / "figures")
+    manifest.write_text(out, page(results, params, found, logs, filled, figures))
     count = sum(map(len, wanted.values()))
     say(f"{out}: {len(filled)} tables from {count} manifests in {time.monotonic() - started:.1f} s")
 
@@ -268,7 +288,39 @@ def rounded_all(values: dict[str, Any]) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(results: Path, params: Params, found: Found, logs: dict[str, list[dict]], filled: list[Table]) -> str:
+class Figures:
+    """What the page draws, kept as files for other uses: `folder` is emptied first."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        with manifest.disk(folder):
+            folder.mkdir(parents=True)
+
+    def plot(self, name: str, svg: str) -> Markup:
+        """Keep a plot as SVG in the colours of paper; give it back for the page."""
+        manifest.write_text(self.folder / f"{name}.svg", plots.standalone(svg, PAPER_COLOURS))
+        return Markup(svg)
+
+    def prompt(self, name: str, videos: dict[str, np.ndarray], fps: float) -> None:
+        """A prompt's videos by run (Fig. 3, A.1): frames over time as PNG, and side by side as mp4."""
+        side = max(video.shape[1] for video in videos.values())
+        scale = max(1, round(GRID_SIDE / side))
+        large = [pictures.labelled(frames.repeat(scale, 1).repeat(scale, 2), run) for run, frames in videos.items()]
+        with manifest.disk(self.folder), manifest.replacing(self.folder / f"{name}.png") as temporary:
+            _, data = cv2.imencode(".png", pictures.sheet(large, GRID_FRAMES)[..., ::-1])
+            temporary.write_bytes(data.tobytes())
+        video.write(self.folder / f"{name}.mp4", pictures.mosaic(large, GRID_COLUMNS), fps)
+
+
+def page(
+    results: Path,
+    params: Params,
+    found: Found,
+    logs: dict[str, list[dict]],
+    filled: list[Table],
+    figures: Figures,
+) -> str:
     """The page as text."""
     loader = jinja2.PackageLoader("moalign", "report")
     environment = jinja2.Environment(
@@ -281,7 +333,9 @@ def page(results: Path, params: Params, found: Found, logs: dict[str, list[dict]
         scale=params.scale,
         notice=tables.meaningless(params) if params.scale == "smoke" else None,
         figures=key_figures(params, found),
-        benches=[video_wall(results, params, bench) for bench in dict.fromkeys(table.bench for table in filled)],
+        benches=[
+            video_wall(results, params, bench, figures) for bench in dict.fromkeys(table.bench for table in filled)
+        ],
         summary=summary(params, filled),
         costs=cost_view(results, found),
         code=listed({header.code for headers in found.headers.values() for header in headers}),
@@ -289,9 +343,11 @@ def page(results: Path, params: Params, found: Found, logs: dict[str, list[dict]
         pins={f"{table.bench} {run}": pin for table in filled for run, pin in table.pins.items()},
         rules=[(tables.metric_of(metric).label, rule) for metric, rule in rules.items()],
         data=data_view(found),
-        flow=flow_view(results, params, found),
-        teacher=teacher_view(manifest.read(results / TEACHER, Weights), logs["teacher"]),
-        align=align_view(params, logs),
+        flow=flow_view(results, params, found, figures),
+        teacher=teacher_view(manifest.read(results / TEACHER, Weights), logs["teacher"], figures),
+        relations=relations_view(results, params),
+        compared=compared_view(params, filled, figures),
+        align=align_view(params, logs, figures),
         provenance=provenance(found),
     )
 
@@ -343,11 +399,15 @@ def hours_text(hours: float | None) -> str:
 # --- videos
 
 
-def video_wall(results: Path, params: Params, bench: str) -> dict[str, Any]:
+def video_wall(results: Path, params: Params, bench: str, figures: Figures) -> dict[str, Any]:
     """A bench's sampled videos: some prompts, evenly spaced over the list, and each run's first video of them."""
     runs = list(dict.fromkeys(run for table in params.tables.values() if table.bench == bench for run in table.rows))
     sampled = {run: first_videos(results, params, run, bench) for run in runs}
     prompts = {number: row.prompt for rows in sampled.values() for number, (_, row) in rows.items()}
+    for number in evenly(sorted(prompts), params.report.prompts):
+        there = {run: rows[number] for run, rows in sampled.items() if number in rows}
+        videos = {run: video.read(path, list(range(row.frames))) for run, (path, row) in there.items()}
+        figures.prompt(f"videos-{bench}-{number:05d}", videos, next(iter(there.values()))[1].fps)
     return {
         "name": bench,
         "of": len(prompts),
@@ -439,6 +499,45 @@ def cell_view(metric: Metric, cell: Cell, limits: tuple[float, float]) -> dict[s
     return view
 
 
+# --- runs compared
+
+
+def compared_view(params: Params, filled: list[Table], figures: Figures) -> list[tuple[Markup, str]]:
+    """Layer against score for a table of one method at several layers (Tab. 5); plausibility against motion."""
+    drawn, seen = [], set()
+    for table in filled:
+        rows = tables.rows_shown(table, params)
+        metric = next((name for name in PLAUSIBLE if name in table.rules), None)
+        if metric is None:
+            continue
+        shown, points = tables.metric_of(metric), {run: point_of(run, cells, metric) for run, cells in rows.items()}
+        points = {run: point for run, point in points.items() if point is not None}
+        title = f"{shown.label}{f' ({shown.unit})' if shown.unit else ''}"
+        if len({(params.runs[run].method, params.runs[run].backbone) for run in points}) == 1 and len(points) > 2:
+            layers = [replace(point, label=", ".join(map(str, params.layers(run)))) for run, point in points.items()]
+            name = f"layers-{table.name}"
+            plot = figures.plot(name, plots.sweep(name, layers, title, "Layer of alignment"))
+            drawn.append((plot, f"{title} by aligned layer, with 95 % intervals: {table.title}."))
+        if "motion" in table.rules and (table.bench, *points) not in seen:
+            seen.add((table.bench, *points))
+            both = {run: point_of(run, rows[run], metric, "motion") for run in points}
+            name = f"motion-{table.name}"
+            svg = plots.scatter(name, [*filter(None, both.values())], "mean motion, px", title, table.title)
+            drawn.append((figures.plot(name, svg), f"{title} against mean motion of each run: {table.title}."))
+    return drawn
+
+
+def point_of(run: str, cells: dict[str, Cell], y: str, x: str | None = None) -> Point | None:
+    """A run's means with their intervals, in the metrics' own units; None where a number is missing."""
+    ends = []
+    for name in filter(None, (y, x)):
+        found, factor = cells[name].summary, tables.metric_of(name).factor
+        if found.mean is None or not np.isfinite([found.low, found.high]).all():
+            return None
+        ends.append((found.mean * factor, found.low * factor, found.high * factor))
+    return Point(run, *ends)
+
+
 # --- clips and flow
 
 
@@ -457,7 +556,7 @@ def data_view(found: Found) -> dict[str, Any]:
     }
 
 
-def flow_view(results: Path, params: Params, found: Found) -> dict[str, Any]:
+def flow_view(results: Path, params: Params, found: Found, figures: Figures) -> dict[str, Any]:
     """How much the clips move, and the flow of three of them."""
     height, width = params.flow.size
     low, middle, high = np.quantile(found.motion, [0.1, 0.5, 0.9])
@@ -467,7 +566,7 @@ def flow_view(results: Path, params: Params, found: Found) -> dict[str, Any]:
     )
     plot = plots.histogram("flow-motion", found.motion, "mean |O| per transition, px", "Motion of the clips")
     return {
-        "plot": (Markup(plot), f"Histogram of the clips’ mean flow. {text}"),
+        "plot": (figures.plot("flow-motion", plot), f"Histogram of the clips’ mean flow. {text}"),
         "text": text,
         "clips": flow_strips(results, params),
         "wheel": pictures.wheel(),
@@ -481,11 +580,16 @@ def flow_strips(results: Path, params: Params) -> list[dict[str, Any]]:
     by_key = {clip.key: clip for clip in given.rows}
     ranked = sorted(flows.rows, key=lambda row: (row.motion, row.key))
     chosen = dict.fromkeys(ranked[round(share * (len(ranked) - 1))] for share in FLOW_CLIPS) if ranked else []
-    return [flow_strip(params, given.path.parent, by_key[row.key], flows, row) for row in chosen]
+    return [
+        flow_strip(params, given.path.parent, by_key[row.key], flows, row, motion_tokens(results, params, row.key))
+        for row in chosen
+    ]
 
 
-def flow_strip(params: Params, folder: Path, clip: Clip, flows: Manifest[Flow], row: Flow) -> dict[str, Any]:
-    """A clip's frames where some of its flows begin, and these flows."""
+def flow_strip(
+    params: Params, folder: Path, clip: Clip, flows: Manifest[Flow], row: Flow, M: np.ndarray | None
+) -> dict[str, Any]:
+    """A clip's frames where some of its flows begin, these flows, and M there, its principal components as colours."""
     backbone = params.backbones[params.teacher.backbone]
     grid = make_grid(backbone, params.encoder)
     O = raft.unpack(shards.TensorShard(flows.locate(row.file)).ragged("flow", row.index), params.flow.size)
@@ -499,13 +603,50 @@ def flow_strip(params: Params, folder: Path, clip: Clip, flows: Manifest[Flow], 
         "motion": f"{row.motion:.2f}",
         "frames": pictures.strip(frames),
         "flow": pictures.strip(pictures.flow_pictures(O[shown].numpy())),
+        "motion_tokens": None if M is None else pictures.strip(pictures.components(M, frames.shape[1])[shown]),
+    }
+
+
+def motion_tokens(results: Path, params: Params, key: str) -> np.ndarray | None:
+    """M [Fm, Hm, Wm, D_m] of a clip of the first shard; None where stage 2 does not read it."""
+    path = results / f"targets/{params.teacher.backbone}/motion/real/0000.jsonl"
+    if not path.exists():
+        return None
+    given = manifest.read(path, Target)
+    row = next((row for row in given.rows if row.key == key), None)
+    if row is None:
+        return None
+    return shards.TensorShard(given.locate(row.file)).row("target", row.index).float().numpy()
+
+
+def relations_view(results: Path, params: Params) -> dict[str, Any] | None:
+    """What stage 2 holds on to, of the liveliest clip that has it: similarities of pairs of motion tokens, and W."""
+    flows = manifest.read(results / "flow/real/0000.jsonl", Flow)
+    for row in sorted(flows.rows, key=lambda row: (-row.motion, row.key)):
+        M = motion_tokens(results, params, row.key)
+        if M is not None:
+            break
+    else:
+        return None
+    tau = next((method.tau for method in params.methods.values() if method.loss == "soft_trd" and method.tau), None)
+    Fm = len(M)
+    unit = M.reshape(-1, M.shape[-1])
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+    step = max(1, len(unit) // RELATED)  # of a large grid every so many tokens
+    apart = np.abs(np.subtract.outer(np.arange(Fm), np.arange(Fm)))
+    W = np.where(apart == 0, 0.0, np.exp(-apart / tau)) if tau else None
+    return {
+        "similar": pictures.matrix(unit[::step] @ unit[::step].T),
+        "weights": None if W is None else pictures.matrix(W, 0.0, 1.0),
+        "tau": None if tau is None else f"{tau:g}",
+        "frames": Fm,
     }
 
 
 # --- trainings
 
 
-def teacher_view(given: Manifest[Weights], log: list[dict]) -> dict[str, Any]:
+def teacher_view(given: Manifest[Weights], log: list[dict], figures: Figures) -> dict[str, Any]:
     """Stage 1: its curves, and its errors beside those of flows that know nothing."""
     notes = {name: given.header.notes.get(name) or {} for name in FLOWS}
     l1 = [Curve("training", *series(log, "loss")), *held_out(log, "l1"), *levels(log, notes, "l1")]
@@ -513,7 +654,10 @@ def teacher_view(given: Manifest[Weights], log: list[dict]) -> dict[str, Any]:
     drawn = {"L1 of the predicted flow, px": l1, "End-point error, px": epe}
     return {
         "plots": [
-            (Markup(plots.panels(f"teacher-{at}", [(title, curves)])), f"{title}, by step: {names(curves)}.")
+            (
+                figures.plot(f"teacher-{at}", plots.panels(f"teacher-{at}", [(title, curves)])),
+                f"{title}, by step: {names(curves)}.",
+            )
             for at, (title, curves) in enumerate(drawn.items())
             if curves
         ],
@@ -545,17 +689,17 @@ def names(curves: list[Curve]) -> str:
     return ", ".join(curve.label for curve in curves if curve.label)
 
 
-def align_view(params: Params, logs: dict[str, list[dict]]) -> list[dict[str, Any]]:
+def align_view(params: Params, logs: dict[str, list[dict]], figures: Figures) -> list[dict[str, Any]]:
     """Stage 2: a panel per run, its trainings in one plot."""
     runs = dict.fromkeys(run for run, _ in params.trainings())
     return [
         {"run": run, "what": tables.describe(params, run)}
-        | align_panel(run, [logs[f"{run} s{seed}"] for seed in params.seeds_of(run)])
+        | align_panel(run, [logs[f"{run} s{seed}"] for seed in params.seeds_of(run)], figures)
         for run in runs
     ]
 
 
-def align_panel(run: str, of_run: list[list[dict]]) -> dict[str, Any]:
+def align_panel(run: str, of_run: list[list[dict]], figures: Figures) -> dict[str, Any]:
     """Both terms of Eq. 9, each with its held-out value; a term that stays zero (plain fine-tuning's) is left out."""
     terms = {name: label for name, label in TERMS.items() if any(any(series(log, name)[1]) for log in of_run)}
     rows = []
@@ -565,7 +709,10 @@ def align_panel(run: str, of_run: list[list[dict]]) -> dict[str, Any]:
     ends = [last(log) for log in of_run]
     held = {label: [end[f"val_{name}"] for end in ends if f"val_{name}" in end] for name, label in terms.items()}
     return {
-        "plot": (Markup(plots.panels(f"align-{run}", rows)), f"{' and '.join(terms.values())} of {run}, by step."),
+        "plot": (
+            figures.plot(f"align-{run}", plots.panels(f"align-{run}", rows)),
+            f"{' and '.join(terms.values())} of {run}, by step.",
+        ),
         "ends": [f"{label.split()[0]} {np.mean(values):#.3g}" for label, values in held.items() if values],
     }
 
