@@ -15,9 +15,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from moalign import backbones, device, manifest
+from moalign.bench import gate, scores, tables
 from moalign.bench import physics as judge
 from moalign.clips import normalise, to_frames
 from moalign.config import MiniaturePin
+from moalign.manifest import Sample, Score
 from moalign.progress import track
 from moalign.stages import miniature
 from moalign.teacher import raft, videomae
@@ -51,7 +53,7 @@ def run(config: str, model: str, rules: str = "resources/judge.json") -> None:
     elif pin.model == "videomae":
         card["quality"] = encoder_quality(pin, folder, world, where)
     else:
-        card["quality"], card["prompts"] = video_quality(pin, folder, world, where, judge.Rules.load(rules))
+        card |= video_quality(pin, folder, world, where, judge.Rules.load(rules))
     plot_losses(card, folder / "loss.png")
     manifest.write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
     manifest.write_text(folder / "README.md", text(card))
@@ -205,8 +207,8 @@ def read_out(tokens: Tensor, truth: Tensor) -> Tensor:
 
 def video_quality(
     pin: MiniaturePin, folder: Path, world: miniature.World, where: torch.device, rules: judge.Rules
-) -> tuple[dict, list[str]]:
-    """Reconstruction error, and what the judge makes of samples; the picture samples.png, and its prompts."""
+) -> dict:
+    """Reconstruction error, what the judge makes of samples, the base gate; the picture samples.png, its prompts."""
     row = pin.backbones[pin.model].model_copy(update={"weights": str(folder)})
     backbone = backbones.load(row, device=where)
     x0 = miniature.pixels(world.frames, where)
@@ -225,30 +227,35 @@ def video_quality(
         "real clips": real,
         "static": [np.repeat(frames[:1], len(frames), axis=0) for frames in samples],
     }
-    rated = {name: ratings(videos, world.captions, rules) for name, videos in sets.items()}
+    rows = {name: ratings(videos, world.captions, rules) for name, videos in sets.items()}
+    rated = {name: means(of) for name, of in rows.items()}
+    keys = {(number, 0) for number in range(CLIPS)}
+    passed = gate.judge_base("these prompts", "the model", rows["samples"], keys, rules.reference)
     picture(samples[:SHOWN], folder / "samples.png")
     error = rounded((again - x0.cpu()).abs().mean())
-    return {"reconstruction, mean absolute error in [-1, 1]": error, **rated}, world.captions[:SHOWN]
-
-
-def ratings(videos: list[np.ndarray], prompts: list[str], rules: judge.Rules) -> dict[str, float]:
-    """Means of SA, of SA with another clip's prompt, of PC; share of Joint."""
-    rows = []
-    for index, frames in enumerate(videos):
-        seen = judge.see(frames, rules)
-        mine, other = (
-            judge.semantic(seen, captions.named(prompts[number % len(prompts)]), rules)
-            for number in (index, index + len(prompts) // 2)
-        )
-        rows.append((mine, other, judge.commonsense(judge.laws(seen), rules.thresholds) if seen else 1))
-    sa, other, pc = np.array(rows, dtype=float).T
-    joint = (sa >= 4) & (pc >= 4)
     return {
-        "SA": rounded(sa.mean()),
-        "SA, another prompt": rounded(other.mean()),
-        "PC": rounded(pc.mean()),
-        "Joint": rounded(joint.mean()),
+        "quality": {"reconstruction, mean absolute error in [-1, 1]": error, **rated},
+        "gate": passed.text(),
+        "prompts": world.captions[:SHOWN],
     }
+
+
+def ratings(videos: list[np.ndarray], prompts: list[str], rules: judge.Rules) -> list[Score]:
+    """The judge's rows of each video; the other prompt is one half the list away."""
+    named, rows = [captions.named(prompt) for prompt in prompts], []
+    for index, frames in enumerate(videos):
+        sample = Sample(index, prompts[index], prompts[index], 0, index, "", physics.FPS, len(frames))
+        other = named[(index + len(named) // 2) % len(named)]
+        rows += judge.rate(sample, judge.see(frames, rules), named[index], other, rules)
+    return rows
+
+
+def means(rows: list[Score]) -> dict[str, float]:
+    """Mean of each metric, under its name in the tables."""
+    values: dict[str, list[float]] = {}
+    for row in rows + scores.joint(rows):
+        values.setdefault(tables.metric_of(row.metric).label, []).append(row.value)
+    return {name: rounded(float(np.mean(of))) for name, of in values.items()}
 
 
 def picture(videos: list[np.ndarray], path: Path, zoom: int = 2) -> None:
@@ -304,8 +311,9 @@ def text(card: dict) -> str:
         "",
         f"## What it can do, on {CLIPS} clips that it has not seen",
         "",
-        *tables(card["quality"]),
+        *tabled(card["quality"]),
         "",
+        *([f"{card['gate']}.", ""] if "gate" in card else []),
         "What else was tried: [docs/log.md](../../../docs/log.md). Hashes of the files: [SHA256SUMS](SHA256SUMS).",
     ]
     if "prompts" in card:
@@ -328,7 +336,7 @@ ROLES = {
 }
 
 
-def tables(quality: dict) -> list[str]:
+def tabled(quality: dict) -> list[str]:
     """Nested numbers as Markdown: plain numbers as a list, then a table for each group of rows with equal columns."""
     lines = [f"- {name}: {value}" for name, value in quality.items() if not isinstance(value, dict)]
     groups = {name: value for name, value in quality.items() if isinstance(value, dict)}

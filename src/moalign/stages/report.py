@@ -522,7 +522,9 @@ def compared_view(params: Params, filled: list[Table], figures: Figures) -> list
             seen.add((table.bench, *points))
             both = {run: point_of(run, rows[run], metric, "motion") for run in points}
             name = f"motion-{table.name}"
-            svg = plots.scatter(name, [*filter(None, both.values())], "mean motion, px", title, table.title)
+            svg = plots.scatter(
+                name, [*filter(None, both.values())], "mean motion, px", title, f"{shown.label} and motion"
+            )
             drawn.append((figures.plot(name, svg), f"{title} against mean motion of each run: {table.title}."))
     return drawn
 
@@ -628,15 +630,18 @@ def relations_view(results: Path, params: Params) -> dict[str, Any] | None:
             break
     else:
         return None
-    tau = next((method.tau for method in params.methods.values() if method.loss == "soft_trd" and method.tau), None)
+    tau = params.methods[params.runs[params.primary.ours].method].tau
     Fm = len(M)
     unit = M.reshape(-1, M.shape[-1])
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
     step = max(1, len(unit) // RELATED)  # of a large grid every so many tokens
     apart = np.abs(np.subtract.outer(np.arange(Fm), np.arange(Fm)))
     W = np.where(apart == 0, 0.0, np.exp(-apart / tau)) if tau else None
+    similar = unit[::step] @ unit[::step].T
+    least = float(np.percentile(similar, 1))
     return {
-        "similar": pictures.matrix(unit[::step] @ unit[::step].T),
+        "similar": pictures.matrix(similar, least, 1.0),
+        "least": f"{least:.2f}",
         "weights": None if W is None else pictures.matrix(W, 0.0, 1.0),
         "tau": None if tau is None else f"{tau:g}",
         "frames": Fm,
