@@ -21,6 +21,7 @@ class Flag:
     number: bool = False
     switch: bool = False
     optional: bool = False
+    first: bool = False  # named by its place, not by --
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,16 @@ COMMANDS = {
             Flag("out", "JSON file for the figures", optional=True),
         ),
     ),
+    "trace": Command(
+        "moalign.stages.trace:run",
+        "walk from a number in a table back to everything that made it, and hash it all again",
+        (
+            Flag("cell", "table1:cog-moalign:Joint; a row, table1:cog-moalign; or a whole table, table1", first=True),
+            Flag("results", "results/SCALE"),
+            Flag("bundle", "a new folder for all that is behind the table, to attach to a paper", optional=True),
+            Flag("videos", "the bundle's videos too", switch=True),
+        ),
+    ),
     "judge rules": Command(
         "moalign.stages.judge:rules",
         "measure what true clips of the miniature world look like: the judge's colours, bins and thresholds",
@@ -320,6 +331,9 @@ def parser() -> argparse.ArgumentParser:
         sub = place.add_parser(what or stage, help=command.help, description=command.help)
         sub.set_defaults(command=name)
         for flag in command.flags:
+            if flag.first:
+                sub.add_argument(flag.name, help=flag.help)
+                continue
             if flag.switch:
                 sub.add_argument(f"--{flag.name}", action="store_true", help=flag.help)
                 continue

@@ -27,6 +27,7 @@ from moalign import __version__
 from moalign.errors import Problem
 
 Row = TypeVar("Row")
+LOCK = Path(__file__).parents[2] / "requirements.lock"  # of the environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class Header:
     seconds: float
     peak_mb: int
     notes: dict = field(default_factory=dict)  # what a stage wants remembered
+    lock: str | None = None  # sha256 of requirements.lock, where this is a checkout
 
 
 @dataclass
@@ -220,6 +222,7 @@ def making(path: str | Path, kind: type[Row], pin: str | Path, inputs: list = ()
         seconds=round(time.monotonic() - started, 3),
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         notes=made.notes,
+        lock=sha256(LOCK) if LOCK.exists() else None,
     )
     with disk(path), replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for line in (header, *made.rows):  # line by line: a selection has 350,000

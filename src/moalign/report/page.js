@@ -52,6 +52,9 @@ for (const video of videos) {
     toggle(video);
   });
 }
+for (const link of document.querySelectorAll('a[href^="#trail-"]')) {
+  link.addEventListener("click", () => (document.querySelector(link.hash).open = true));
+}
 button.addEventListener("click", () => {
   paused = !paused;
   videos.forEach((video) => (video.stopped = false));

@@ -339,7 +339,7 @@ def page(
         summary=summary(params, filled),
         costs=cost_view(results, found),
         code=listed({header.code for headers in found.headers.values() for header in headers}),
-        tables=[table_view(table, params) for table in filled],
+        tables=[table_view(table, params) | {"trail": trail_view(results, params, table)} for table in filled],
         pins={f"{table.bench} {run}": pin for table in filled for run, pin in table.pins.items()},
         rules=[(tables.metric_of(metric).label, rule) for metric, rule in rules.items()],
         data=data_view(found),
@@ -468,6 +468,29 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
             for run, cells in tables.rows_shown(table, params).items()
         ],
     }
+
+
+def trail_view(results: Path, params: Params, table: Table) -> list[dict[str, str]]:
+    """What each row of a table rests on, a line per training: hashes of scores, videos and checkpoint, job, time."""
+    lines = []
+    for run, seed in ((run, seed) for run in tables.rows_shown(table, params) for seed in params.seeds_of(run)):
+        scored = results / f"scores/{run}/s{seed}/{table.bench}.jsonl"
+        sampled = [results / path for path in params.samples(run, table.bench, seed)]
+        heads = [manifest.read(scored, Score).header, *(manifest.read(path, Sample).header for path in sampled)]
+        trained = results / f"runs/{run}/s{seed}/manifest.jsonl"
+        own = params.runs[run].method is not None
+        lines.append(
+            {
+                "run": run,
+                "seed": str(seed) if own else "",
+                "scores": manifest.sha256(scored)[:10],
+                "videos": ", ".join(manifest.sha256(path)[:10] for path in sampled[:SHOWN]),
+                "training": manifest.sha256(trained)[:10] if own else "",
+                "job": listed({head.job for head in heads}),
+                "code": listed({head.code for head in heads}),
+            }
+        )
+    return lines
 
 
 def span(cells: list[Cell]) -> tuple[float, float]:
