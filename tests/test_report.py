@@ -385,7 +385,7 @@ def test_tables_are_in_the_order_of_params(made, params, text):
         widths = {line.count(" | ") for line in lines if line.startswith("| `")}
         assert len(widths) == 2  # means, differences
         assert f"- Rated by {manifest.code_version()}, with the pins named above." in lines
-    shown = re.findall(r'<span class="run">([^<]+)</span><span class="what">', text)
+    shown = re.findall(r'<a class="run"[^>]*>([^<]+)</a><span class="what">', text)
     assert shown[: len(params.tables["table1"].rows)] == list(params.tables["table1"].rows)
 
 

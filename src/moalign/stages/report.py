@@ -473,7 +473,8 @@ def table_view(table: Table, params: Params) -> dict[str, Any]:
 def trail_view(results: Path, params: Params, table: Table) -> list[dict[str, str]]:
     """What each row of a table rests on, a line per training: hashes of scores, videos and checkpoint, job, time."""
     lines = []
-    for run, seed in ((run, seed) for run in tables.rows_shown(table, params) for seed in params.seeds_of(run)):
+    trainings = [(run, seed) for run in tables.rows_shown(table, params) for seed in params.seeds_of(run)]
+    for run, seed in trainings:
         scored = results / f"scores/{run}/s{seed}/{table.bench}.jsonl"
         sampled = [results / path for path in params.samples(run, table.bench, seed)]
         heads = [manifest.read(scored, Score).header, *(manifest.read(path, Sample).header for path in sampled)]
