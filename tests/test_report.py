@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from axe_playwright_python import sync_playwright as axe
+from playwright import sync_api
 
 from moalign import config, manifest, shards, video
 from moalign.bench import tables
@@ -355,6 +357,44 @@ def test_the_page_shows_what_each_stage_counted(text):
     assert "soft TRD to motion M, λ 0.5, τ 10, block 4" in flat
     for stage in ("subset", "synth", "flow", "draw", "encode", "teacher", "align", "sample", "bench"):
         assert f"> {stage} <".replace(" ", "") in text
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_finds_nothing_wrong(made, width):
+    """Offline, without a word on the console, every video plays, and axe-core finds no serious fault."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium here (Debian: chromium)")
+    requests, said = [], []
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((made.results / "report/index.html").as_uri())
+        played = page.evaluate(
+            """async () => {
+                const found = [];
+                for (const video of document.querySelectorAll("video")) {
+                    video.scrollIntoView();
+                    await video.play();
+                    found.push(video.videoWidth > 0);
+                }
+                return found;
+            }"""
+        )
+        page.click('a[href^="#trail-"]')
+        opened = page.evaluate("document.querySelector('details[id^=trail-]').open")
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        found = axe.Axe().run(page).response["violations"]
+        browser.close()
+    assert [url for url in requests if not url.startswith(("data:", "file:"))] == [] and said == []
+    assert played and all(played) and opened and wide <= width
+    assert [
+        (fault["id"], fault["nodes"][0]["html"]) for fault in found if fault["impact"] in ("serious", "critical")
+    ] == []
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
