@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "moalign"
-WINGS = {"world", "teacher", "backbones", "align", "train", "bench", "report"}
+WINGS = {"world", "teacher", "backbones", "align", "train", "bench", "report", "study"}
 BASE = {
     "interfaces",
     "grid",

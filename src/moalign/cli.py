@@ -44,6 +44,7 @@ PARAMS = Flag("params", "params.yaml, the default", optional=True)
 SCALE = Flag("scale", "in place of the one that it names", optional=True)
 PAPER = Flag("scale", "paper, the default", optional=True)
 VBENCH = Flag("bench", "of params.yaml: vbench, vbench2")
+STUDY = Flag("study", "the study's folder")
 IQ_VIDEOS = Flag("videos", "folder of a model's 198 videos of 5 s")
 IQ_REAL = Flag("real", "folder of Physics-IQ's real footage at their frame rate, split-videos/testing/8FPS")
 IQ_MASKS = Flag("masks", "folder of its masks, video-masks/real/8FPS; without it they are computed", optional=True)
@@ -281,6 +282,56 @@ COMMANDS = {
             Flag("results", "results/SCALE"),
             Flag("bundle", "a new folder for all that is behind the table, to attach to a paper", optional=True),
             Flag("videos", "the bundle's videos too", switch=True),
+        ),
+    ),
+    "study plan": Command(
+        "moalign.stages.study:plan",
+        "plan a blind user study: who sees what, where; hashed, and kept to",
+        (
+            Flag("samples", "RUN=MANIFEST of every shard; the first run is compared with each other", many=True),
+            STUDY,
+            Flag(
+                "prompts",
+                "how many, evenly spaced over those that all runs have; 50 by default",
+                number=True,
+                optional=True,
+            ),
+            Flag("votes", "on each pair; 7 by default", number=True, optional=True),
+            Flag("raters", "people; by default so many that each sees about forty pairs", number=True, optional=True),
+            Flag("seed", "of the plan, 0 by default", number=True, optional=True),
+        ),
+    ),
+    "study prepare": Command(
+        "moalign.stages.study:prepare",
+        "make the clips that raters see, alike in all but what they show, and a token for each rater",
+        (STUDY, Flag("samples", "as `study plan` had them", many=True)),
+    ),
+    "study serve": Command(
+        "moalign.stages.study:serve",
+        "serve the study's page; every vote is on the disk before it is acknowledged",
+        (
+            STUDY,
+            Flag("host", "127.0.0.1 by default: this machine alone", optional=True),
+            Flag("port", "8000 by default", number=True, optional=True),
+        ),
+    ),
+    "study simulate": Command(
+        "moalign.stages.study:simulate",
+        "let simulated raters vote; the report says so",
+        (
+            STUDY,
+            Flag("win", "chance that the first run is preferred, 0.6 by default", optional=True),
+            Flag("clickers", "share of raters who click at random, 0 by default", optional=True),
+            Flag("seed", "0 by default", number=True, optional=True),
+        ),
+    ),
+    "study report": Command(
+        "moalign.stages.study:report",
+        "Table 6 from the votes so far; status 1 while votes are missing",
+        (
+            STUDY,
+            Flag("out", "Markdown file; the numbers go beside it as JSON"),
+            Flag("export", "csv of all votes", optional=True),
         ),
     ),
     "judge rules": Command(
