@@ -10,6 +10,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/miniature.smk"
+include: "workflow/rules/study.smk"
 
 
 localrules:

@@ -351,8 +351,9 @@ def test_raters_go_through_the_page(folder, browser):
             mouse.click(f"[data-choice={'left' if number % 2 else 'right'}]")
             mouse.wait_for_selector(f"#progress >> text=/^{number + 1} of/")
         for number in range(3):
-            assert number == 0 or keys.is_disabled("[data-choice=left]")
-            keys.keyboard.press("ArrowLeft")  # too early: both must be seen once
+            if number:  # the first pair has played while the other rater voted
+                assert keys.is_disabled("[data-choice=left]")
+                keys.keyboard.press("ArrowLeft")  # too early: both must be seen once
             awake(keys)
             assert keys.text_content("#progress").startswith(f"{number} of")
             keys.keyboard.press("r")

@@ -75,11 +75,8 @@ rule plan:
         f"{RESULTS}/logs/report/plan.log",
     conda:
         "../../envs/moalign.yaml"
-    params:
-        none="work/nothing",  # no results that could calibrate it
-        scale=PARAMS.scale,
-    shell:
-        "moalign plan --scale {params.scale} --results {params.none} --out {output} > {log} 2>&1"
+    shell:  # work/nothing: no results that could calibrate it
+        "moalign plan --results work/nothing --out {output} > {log} 2>&1"
 
 
 rule report:
@@ -107,7 +104,6 @@ rule report:
             category="Tables",
         ),
         latex=[f"{RESULTS}/tables/{table}.tex" for table in PARAMS.tables],
-        figures=directory(f"{RESULTS}/report/figures"),
         curves=report(f"{RESULTS}/tables/curves.csv", caption="../report/curves.rst", category="Numbers"),
     log:
         f"{RESULTS}/logs/report/report.log",
