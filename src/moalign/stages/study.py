@@ -143,7 +143,7 @@ def markdown(found: dict, simulated: bool, have: int) -> str:
         lines += [f"Waiting for votes: {have} of {found['wanted']}.", ""]
     lines += [
         f"{found['votes']} votes of {found['raters']} raters; {found['did not play']} videos did not play;"
-        f" {len(found['excluded'])} raters are left out by the plan's rule for catch trials.",
+        f" raters left out by the plan's rule for catch trials: {len(found['excluded'])}.",
         "",
     ]
     for name, title in (("kept", "Without those raters"), ("all", "With all raters")):
