@@ -225,3 +225,19 @@ def share(wildcards):
         elif not current and not newer:
             os.utime(path)
     return str(path)
+
+
+def studied():
+    """Runs of the study: ours, its base as it came, and what it is compared with first."""
+    ours, base = PARAMS.primary.ours, PARAMS.primary.base
+    bare = [
+        name
+        for name, row in PARAMS.runs.items()
+        if row.method is None and row.still_of is None and row.backbone == PARAMS.runs[ours].backbone
+    ]
+    return [ours, *bare[:1], base]
+
+
+def shown(_wildcards):
+    """Manifests of the videos that raters see."""
+    return [path for run in studied() for path in samples(run, PARAMS.primary.bench, PARAMS.seeds_of(run)[0])]

@@ -3,22 +3,6 @@
 STUDY = f"{RESULTS}/study"
 
 
-def studied():
-    """Runs of the study: ours, its base as it came, and what it is compared with first."""
-    ours, base = PARAMS.primary.ours, PARAMS.primary.base
-    bare = [
-        name
-        for name, row in PARAMS.runs.items()
-        if row.method is None and row.still_of is None and row.backbone == PARAMS.runs[ours].backbone
-    ]
-    return [ours, *bare[:1], base]
-
-
-def shown(_wildcards):
-    """Manifests of the videos that raters see."""
-    return [path for run in studied() for path in samples(run, PARAMS.primary.bench, PARAMS.seeds_of(run)[0])]
-
-
 rule study_ready:
     """A frozen plan, the clips as raters get them, and their links: `moalign study serve --study results/S/study`."""
     input:
@@ -32,8 +16,8 @@ rule study_ready:
     conda:
         "../../envs/moalign.yaml"
     params:
-        study=STUDY,
-        samples=lambda wildcards, input: [f"{path.split('/samples/')[1].split('/')[0]}={path}" for path in input],
+        study=lambda wildcards, output: str(Path(output.plan).parent),
+        samples=lambda wildcards, input: [f"{Path(path).parents[2].name}={path}" for path in input],
     shell:
         "{{ moalign study plan --study {params.study} --samples {params.samples}"
         " && moalign study prepare --study {params.study} --samples {params.samples}; }} > {log} 2>&1"
@@ -50,8 +34,8 @@ rule study:
     conda:
         "../../envs/moalign.yaml"
     params:
-        study=STUDY,
-        simulate=f"moalign study simulate --study {STUDY} > /dev/null 2>&1 &&" if PARAMS.scale == "smoke" else "",
+        study=lambda wildcards, output: str(Path(output[0]).parent),
+        voters="moalign study simulate --study" if PARAMS.scale == "smoke" else "true",  # at the desk nobody is asked
     shell:
-        "{params.simulate} moalign study report --study {params.study} --out {output} > {log} 2>&1"
+        "{params.voters} {params.study} > /dev/null 2>&1 && moalign study report --study {params.study} --out {output} > {log} 2>&1"
         " || {{ cat {log} >&2; exit 1; }}"
