@@ -1,6 +1,7 @@
 """`moalign trace`: from a cell to its files, with one link broken at a time."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from moalign import cli, config, manifest, video
+from moalign.bench import latex, published, tables
 from moalign.errors import Problem
 from moalign.manifest import Clip, Latent, Sample, Score, Weights
-from moalign.stages import trace
+from moalign.stages import study, trace
 
 TOP = Path(__file__).parents[1]
 ROWS = ["cog-base", "cog-ft", "cog-videorepa", "cog-moalign"]
@@ -31,7 +33,8 @@ def chain(tmp_path_factory):
         params = config.parse(raw)
         shutil.copy(TOP / "params.yaml", "params.yaml")
         shutil.copytree(TOP / "scales", "scales")
-        shutil.copytree(TOP / "resources/miniature/cogvideox", "resources/miniature/cogvideox")
+        for model in ("cogvideox", "raft"):
+            shutil.copytree(TOP / "resources/miniature" / model, f"resources/miniature/{model}")
         prompts = Path("prompts.txt")
         prompts.write_text("a red ball falls\n")
         pin("report", params)
@@ -64,8 +67,10 @@ def chain(tmp_path_factory):
                     for metric, value in (("SA", 4.0), ("PC", 3.0 + (prompt < number))):
                         made.rows.append(Score(prompt, 0, 1000 + prompt, metric, value, "r", f"rule of {metric}"))
         (RESULTS / "tables").mkdir()
-        (RESULTS / "tables/table1.md").write_text("a table\n")
-        (RESULTS / "metrics.json").write_text("{}\n")
+        table = published.make_tables(RESULTS, params)[0]
+        (RESULTS / "tables/table1.md").write_text(tables.markdown(table, params))
+        (RESULTS / "tables/table1.tex").write_text(latex.latex(table, params))
+        (RESULTS / "metrics.json").write_text(json.dumps({"tables": {"table1": tables.numbers(table)}}))
     finally:
         os.chdir(before)
     return top
@@ -109,7 +114,7 @@ def test_a_cell_leads_to_all_that_made_it(copy, capsys):
         "resources/miniature/cogvideox  SHA256SUMS",
         "align.steps: 12, in the paper 4000  (align)",
         f"environment {manifest.sha256(TOP / 'requirements.lock')[:12]}",
-        "5 manifests, 6 files: 0 wrong",
+        "7 manifests, 9 files: 0 wrong",
     ):
         assert words in said, words
     assert "cog-ft" not in said  # another row's
@@ -161,6 +166,66 @@ def test_an_edited_manifest_is_reported(copy, capsys):
         f"{path}: other bytes than {RESULTS}/scores/cog-moalign/s0/physics.jsonl was made from"
         in capsys.readouterr().out
     )
+
+
+def test_numbers_that_were_edited_or_exchanged_are_reported(copy, capsys):
+    """A score row, a cell of the table, metrics.json, two runs' scores, the base's video, the model's folder."""
+    scores = {run: RESULTS / f"scores/{run}/s0/{BENCH}.jsonl" for run in ROWS}
+    table, numbers = RESULTS / "tables/table1.md", RESULTS / "metrics.json"
+
+    def wrong():
+        assert trace.run("table1:moalign:joint", str(RESULTS)) == 1
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
+
+    for path, old, new in (
+        (scores["cog-moalign"], '"value": 4.0', '"value": 2.0'),
+        (table, "| ", "| 1"),
+        (numbers, "4.0", "4.5"),
+    ):
+        before = path.read_text()
+        path.write_text(before.replace(old, new, 1))
+        told = wrong()
+        assert path == scores["cog-moalign"] or (len(told) == 1 and str(path) in told[0]), told
+        assert any("not what the score rows" in line for line in told)
+        path.write_text(before)
+    ours, other = scores["cog-moalign"].read_bytes(), scores["cog-ft"].read_bytes()
+    scores["cog-moalign"].write_bytes(other)
+    assert any("another run's pin" in line for line in wrong())
+    scores["cog-moalign"].write_bytes(ours)
+    base = RESULTS / "samples/cog-base/s0/physics/0000/1.mp4"
+    before = base.read_bytes()
+    base.write_bytes(b"x")
+    assert any(f"{base}: other bytes" in line for line in wrong())
+    base.write_bytes(before)
+    assert trace.run("table1:moalign:joint", str(RESULTS)) == 0
+    capsys.readouterr()
+    shutil.rmtree("resources")
+    assert any("resources/miniature/cogvideox: missing" in line for line in wrong())
+
+
+def test_the_study_s_table_can_be_traced(copy, capsys):
+    given = [f"{run}={RESULTS}/samples/{run}/s0/{BENCH}/0000.jsonl" for run in ("cog-moalign", "cog-base")]
+    given = [text if Path(text.partition("=")[2]).exists() else text.replace("/0000.jsonl", ".jsonl") for text in given]
+    folder = str(RESULTS / "study")
+    study.plan(given, folder, prompts=3, votes=2, raters=2)
+    study.prepare(folder, given)
+    study.simulate(folder)
+    assert study.report(folder, f"{folder}/table6.md") == 0
+    assert trace.run("table6", str(RESULTS)) == 0
+    said = capsys.readouterr().out
+    assert "votes of 2 raters; simulated" in said and "checkpoint transformer/weights.safetensors" in said
+    table = Path(folder, "table6.json")
+    before = table.read_text()
+    numbers = json.loads(before)
+    numbers["all"]["comparisons"][0]["share"] += 0.01
+    table.write_text(json.dumps(numbers))
+    assert trace.run("table6", str(RESULTS)) == 1 and "not what the votes say" in capsys.readouterr().out
+    table.write_text(before)
+    video_file = SAMPLES / "0000/1.mp4"
+    video_file.write_bytes(b"x")
+    assert trace.run("table6", str(RESULTS)) == 1 and f"{video_file}: other bytes" in capsys.readouterr().out
+    with pytest.raises(Problem, match="attach"):
+        trace.run("table6", str(RESULTS), bundle="b")
 
 
 def test_what_is_not_there_is_named(copy):

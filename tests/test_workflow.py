@@ -364,7 +364,7 @@ def test_parameters_reach_a_job_through_its_pin_alone():
     assert all("params" not in stage for stage in yaml.safe_load((TOP / "dvc.yaml").read_text())["stages"].values())
     allowed = {"sources", "shard", "work", "launch", "teacher", "targets", "run", "still", "results"}
     allowed |= {"config", "out", "models"}  # of the miniature's models, which DVC has as files
-    allowed |= {"study", "samples", "simulate"}  # of the user study, which waits for people and is no stage of DVC's
+    allowed |= {"study", "samples", "voters"}  # of the user study, which waits for people and is no stage of DVC's
     found = set()
     for path in (TOP / "workflow/rules").glob("*.smk"):
         for block in re.findall(r"^    params:\n((?:        .*\n)+)", path.read_text(), re.MULTILINE):

@@ -111,5 +111,6 @@ rule report:
         "../../envs/moalign.yaml"
     params:
         results=subpath(output.metrics, parent=True),
+        study=lambda wildcards: votes_counted(),  # so that the page is made again once raters have spoken
     shell:
         "moalign report --config {input.config} --results {params.results} --out {output.page} > {log} 2>&1"

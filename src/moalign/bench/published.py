@@ -1,9 +1,12 @@
 """The paper's own numbers of a table's rows, from resources/paper_scores.json, under our names of runs and metrics."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from moalign.bench import tables
 from moalign.bench.vbench import SUITES, dimension_of
+from moalign.config import Params
 
 FILE = "resources/paper_scores.json"
 TABLES = {  # ours -> the paper's that print of its rows
@@ -34,6 +37,21 @@ RUNS = {
     "Wan-1.3B": "wan-base",
     "Wan-1.3B + MoAlign": "wan-moalign",
 }
+
+
+def make_tables(results: Path, params: Params) -> list[tables.Table]:
+    """Every table of a scale from its score rows, beside the paper's; the smoke scale stands beside nothing."""
+    paper = {} if params.scale == "smoke" else {name: of_table(name) for name in params.tables}
+    return [
+        tables.make_table(results, params, name, paper.get(name), beside(params, name, paper)) for name in params.tables
+    ]
+
+
+def beside(params: Params, name: str, paper: Mapping[str, tables.Published]) -> Mapping[str, float | None]:
+    """The paper's numbers of a table's base, from the first table of the same bench that prints them."""
+    base, bench = tables.base_of(params, name), params.tables[name].bench
+    found = (paper[other].get(base) for other, row in params.tables.items() if row.bench == bench and other in paper)
+    return next(filter(None, found), {})
 
 
 def of_table(name: str, file: str | Path = FILE) -> dict[str, dict[str, float | None]]:

@@ -599,3 +599,24 @@ def meaningless(params: Params) -> str:
         f"This is the {params.scale} scale: every stage ran, in {params.align.steps} steps of fine-tuning."
         " Its numbers carry no meaning."
     )
+
+
+# --- as numbers -------------------------------------------------------------------------------------------------------
+
+
+def numbers(table: Table) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Run -> metric -> mean and n, as metrics.json has them."""
+    return {
+        run: {metric: summary_numbers(cell.summary) for metric, cell in cells.items()}
+        for run, cells in table.rows.items()
+    }
+
+
+def summary_numbers(found: Summary) -> dict[str, float | int | None]:
+    """Mean and n."""
+    return {"mean": None if found.mean is None else rounded(found.mean), "n": found.n}
+
+
+def rounded(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{value:.6g}")

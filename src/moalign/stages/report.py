@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from markupsafe import Markup
 from moalign import clips, manifest, shards, video
 from moalign.bench import latex, published, tables
 from moalign.bench.gate import Gate
-from moalign.bench.scores import Summary
 from moalign.bench.tables import Cell, Metric, Table
 from moalign.config import Params, ReportPin, make_grid
 from moalign.errors import Problem
@@ -35,8 +34,10 @@ from moalign.manifest import Choice, Clip, Drawn, Flow, Header, Latent, Manifest
 from moalign.progress import say
 from moalign.report import pictures, plots
 from moalign.report.plots import Curve, Point
+from moalign.study import table as table6
 from moalign.teacher import raft
 
+STUDY = "study/table6.json"  # what raters said, once they did
 PLAN = "report/plan.json"  # what `moalign plan` said before
 HOUR = 3600.0
 SHOWN = 12  # missing manifests that a message lists one by one
@@ -74,11 +75,7 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     check_all_there(results, wanted)
     found = survey(results, wanted)
     logs = read_logs(results, params)
-    paper = {} if params.scale == "smoke" else {name: published.of_table(name) for name in params.tables}
-    filled = [
-        tables.make_table(results, params, name, paper.get(name), paper_base(params, name, paper))
-        for name in params.tables
-    ]
+    filled = published.make_tables(results, params)
     for table in filled:
         manifest.write_text(results / "tables" / f"{table.name}.md", tables.markdown(table, params))
         manifest.write_text(results / "tables" / f"{table.name}.tex", latex.latex(table, params))
@@ -89,13 +86,6 @@ def run(config: str | Path, results: str | Path, out: str | Path) -> None:
     manifest.write_text(out, page(results, params, found, logs, filled, figures))
     count = sum(map(len, wanted.values()))
     say(f"{out}: {len(filled)} tables from {count} manifests in {time.monotonic() - started:.1f} s")
-
-
-def paper_base(params: Params, name: str, paper: dict[str, tables.Published]) -> Mapping[str, float | None]:
-    """The paper's numbers of a table's base, from the first table of the same bench that prints them."""
-    base, bench = tables.base_of(params, name), params.tables[name].bench
-    found = (paper[other].get(base) for other, row in params.tables.items() if row.bench == bench and other in paper)
-    return next(filter(None, found), {})
 
 
 # --- what should be there ---------------------------------------------------------------------------------------------
@@ -225,10 +215,10 @@ def metrics(params: Params, found: Found, logs: dict[str, list[dict]], filled: l
         "scale": params.scale,
         "clips": {f"{source} {split}": count for (source, split), count in found.clips.items()},
         "counts": {stage: counts_of(headers) for stage, headers in found.headers.items()},
-        "flow": {"motion": rounded(np.mean(found.motion)), "n": len(found.motion)},
+        "flow": {"motion": tables.rounded(np.mean(found.motion)), "n": len(found.motion)},
         "teacher": {name: rounded_all(notes[name]) for name in FLOWS if notes.get(name)},
         "last": {name: rounded_all(last(log)) for name, log in logs.items()},
-        "tables": {table.name: {name: numbers_of(cells) for name, cells in table.rows.items()} for table in filled},
+        "tables": {table.name: tables.numbers(table) for table in filled},
         "base gate": {f"{gate.bench} {gate.base}": rounded_all(gate.numbers()) for gate in gates(filled)},
         "primary": {table.name: primary_numbers(table.primary) for table in filled if table.primary},
         "matched": {table.name: matched_numbers(table.matched) for table in filled if table.matched},
@@ -247,31 +237,16 @@ def primary_numbers(found: tables.Contrast) -> dict[str, Any]:
     if apart is None:
         return named | {"difference": None}
     numbers = {"mean": apart.mean, "low": apart.low, "high": apart.high}
-    return named | {"difference": rounded_all(numbers), "p": None if apart.p is None else rounded(apart.p)}
+    return named | {"difference": rounded_all(numbers), "p": None if apart.p is None else tables.rounded(apart.p)}
 
 
 def matched_numbers(matched: tables.Matched) -> dict[str, Any]:
     """Joint in each bin of motion and their mean, of every row."""
     rows = {
-        run: {name: summary_numbers(it) for name, it in zip((*tables.BINS, "mean"), found, strict=True)}
+        run: {name: tables.summary_numbers(it) for name, it in zip((*tables.BINS, "mean"), found, strict=True)}
         for run, found in matched.rows.items()
     }
-    return {"base": matched.base, "edges": [rounded(edge) for edge in matched.edges], "rows": rows}
-
-
-def numbers_of(cells: dict[str, Cell]) -> dict[str, dict[str, float | int | None]]:
-    """Metric -> mean and n, of one row of a table."""
-    return {metric: summary_numbers(cell.summary) for metric, cell in cells.items()}
-
-
-def summary_numbers(found: Summary) -> dict[str, float | int | None]:
-    """Mean and n."""
-    return {"mean": None if found.mean is None else rounded(found.mean), "n": found.n}
-
-
-def rounded(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")
+    return {"base": matched.base, "edges": [tables.rounded(edge) for edge in matched.edges], "rows": rows}
 
 
 def rounded_all(values: dict[str, Any]) -> dict[str, Any]:
@@ -281,7 +256,7 @@ def rounded_all(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             found[name] = rounded_all(value)
         else:
-            found[name] = value if isinstance(value, bool) else rounded(value) if np.isfinite(value) else None
+            found[name] = value if isinstance(value, bool) else tables.rounded(value) if np.isfinite(value) else None
     return found
 
 
@@ -341,6 +316,7 @@ def page(
         code=listed({header.code for headers in found.headers.values() for header in headers}),
         tables=[table_view(table, params) | {"trail": trail_view(results, params, table)} for table in filled],
         pins={f"{table.bench} {run}": pin for table in filled for run, pin in table.pins.items()},
+        study=study_view(results),
         rules=[(tables.metric_of(metric).label, rule) for metric, rule in rules.items()],
         data=data_view(found),
         flow=flow_view(results, params, found, figures),
@@ -394,6 +370,17 @@ def hours_text(hours: float | None) -> str:
     if hours is None:
         return ""
     return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:,.0f} h"
+
+
+def study_view(results: Path) -> dict[str, Any] | None:
+    """Table 6, without the raters that its plan leaves out; None before there are votes."""
+    path = results / STUDY
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [[cell.replace("`", "") for cell in row] for row in table6.rows(found["kept"])]
+    words = [line.replace("`", "").replace("**", "") for line in table6.remarks(found["kept"])]
+    return {"heads": table6.HEADS, "rows": rows, "notices": table6.notices(found), "remarks": words}
 
 
 # --- videos

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -12,7 +13,7 @@ from moalign.bench import statistics
 from moalign.errors import Problem
 from moalign.progress import say
 from moalign.study import plan as planning
-from moalign.study import server
+from moalign.study import server, table
 from moalign.study.analyse import analyse
 from moalign.study.plan import Plan
 from moalign.study.prepare import prepare as prepare_clips
@@ -52,7 +53,8 @@ def plan(
     path = Path(study) / PLAN
     if (Path(study) / "votes.sqlite").exists():
         raise Problem(f"{path}: this study has votes; a new plan needs a new folder")
-    manifest.write_text(path, made.dump())
+    hashed = {path: manifest.sha256(path) for _, _, path in (given.partition("=") for given in samples)}
+    manifest.write_text(path, replace(made, samples=hashed).dump())
     per = len(texts) * votes
     needed = planning.votes_needed(WIN, POWER, votes)
     say(
@@ -115,8 +117,9 @@ def report(study: str, out: str, export: str | None = None) -> int:
     given = {trial for _, trial, *_ in votes}
     have = sum(trial.kind == "pair" and trial.id in given for trial in opened.plan.trials)
     simulated = (opened.folder / SIMULATED).exists()
-    manifest.write_text(Path(out).with_suffix(".json"), json.dumps(found | {"simulated": simulated}, indent=1) + "\n")
-    manifest.write_text(out, markdown(found, simulated, have))
+    found |= {"simulated": simulated, "have": have, "all": finished(found["all"]), "kept": finished(found["kept"])}
+    manifest.write_text(Path(out).with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    manifest.write_text(out, table.markdown(found))
     if have < found["wanted"]:
         say(f"{study}: waiting for votes, {have} of {found['wanted']}")
         return 1
@@ -134,66 +137,11 @@ def write_votes(path: Path, plan: Plan, votes: list[tuple]) -> None:
             table.writerow((rater, of.kind, of.prompt, of.left, of.right, choice, seconds, round(at, 3)))
 
 
-def markdown(found: dict, simulated: bool, have: int) -> str:
-    """Table 6."""
-    lines = ["# User study", ""]
-    if simulated:
-        lines += ["**Simulated raters: no person voted, the numbers mean nothing.**", ""]
-    if have < found["wanted"]:
-        lines += [f"Waiting for votes: {have} of {found['wanted']}.", ""]
-    lines += [
-        f"{found['votes']} votes of {found['raters']} raters; {found['did not play']} videos did not play;"
-        f" raters left out by the plan's rule for catch trials: {len(found['excluded'])}.",
-        "",
-    ]
-    for name, title in (("kept", "Without those raters"), ("all", "With all raters")):
-        lines += [f"## {title}", "", *part_lines(found[name]), ""]
-    lines += [
-        "Win share: votes for the first. Interval: bootstrap over prompts and raters at once. Wilson's interval and",
-        "the binomial p suppose that all votes are independent, which votes on one prompt are not. Sign p: over the",
-        "majorities of the prompts.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def part_lines(part: dict) -> list[str]:
-    """The comparisons, then what tells how far to trust them."""
-    head = "| comparison | n | win share (%) | Wilson | binomial p, Holm | prompts won : lost | sign p | paper |"
+def finished(part: dict) -> dict:
+    """A part of the numbers with what needs all its comparisons at once, and with the paper's."""
     rows = [row for row in part["comparisons"] if row["n"]]
-    adjusted = statistics.holm([row["binomial p"] for row in rows])
-    lines = [head, "|---" * 8 + "|"]
-    for row, p in zip(rows, adjusted, strict=True):
-        wilson = statistics.wilson(row["share"] * row["n"], row["n"])
-        paper = (
-            "{:g} : {:g}".format(*PAPER[row["base"]]) if row["ours"] == "cog-moalign" and row["base"] in PAPER else ""
-        )
-        cells = [
-            f"`{row['ours']}` over `{row['base']}`",
-            str(row["n"]),
-            f"{100 * row['share']:.1f} {ends(row['interval'])}",
-            ends(wilson),
-            f"{p:.3g}",
-            f"{row['prompts won']} : {row['prompts lost']}",
-            f"{row['sign p']:.3g}",
-            paper,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    if left := part["left"]:
-        biased = "; **sides are not alike to these raters**" if left["p"] < 0.05 else ""
-        lines.append(f"- Left was chosen in {100 * left['share']:.1f} % of {left['n']}, p = {left['p']:.3g}{biased}.")
-    if catch := part["catch"]:
-        lines.append(f"- Catch trials passed: {100 * catch['passed']:.1f} % of {catch['n']}.")
-    if again := part["repeats"]:
-        lines.append(f"- Repeats with swapped sides, same video chosen: {100 * again['same']:.1f} % of {again['n']}.")
-    if part["alpha"] is not None:
-        lines.append(f"- Krippendorff's alpha: {part['alpha']:.2f}.")
-    if part["strength"]:
-        told = ", ".join(f"`{run}` {value:.2f}" for run, value in sorted(part["strength"].items(), key=lambda x: -x[1]))
-        lines.append(f"- Bradley-Terry: {told}.")
-    return lines
-
-
-def ends(interval: tuple[float, float]) -> str:
-    """[low, high] in per cent."""
-    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    for row, p in zip(rows, statistics.holm([row["binomial p"] for row in rows]), strict=True):
+        row["binomial p, Holm"] = p
+        row["wilson"] = statistics.wilson(row["share"] * row["n"], row["n"])
+        row["paper"] = PAPER.get(row["base"]) if row["ours"] == "cog-moalign" else None
+    return part

@@ -1,31 +1,41 @@
 """From a number in a table back to everything that made it: `moalign trace table1:cog-moalign:Joint`.
 
     moalign trace TABLE[:RUN[:METRIC]] --results results/S [--bundle FOLDER [--videos]]
+    moalign trace table6 --results results/S    # the user study
 
 Walks from the cell's score rows over videos and seeds, the run, its checkpoint, latents, targets, flow and clips to the
 weights that all began with. Every manifest names its inputs and files with their hashes; each is hashed again here, and
-so are the pins and the weights. One line to a manifest; what is wrong stands below, and the exit status is then 1.
+so are the pins and the weights; the table's first row, which differences are from, is walked along, and the table on
+the disk is compared with its score rows. One line to a manifest; what is wrong stands below, the exit status is then 1.
 A bundle holds all of it but data and checkpoints, for others to check: same results, same bytes.
 """
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moalign import config, manifest
-from moalign.bench import tables
+from moalign.bench import latex, published, tables
 from moalign.config import Params, ReportPin
 from moalign.errors import Problem
 from moalign.manifest import Header
 from moalign.progress import say, track
+from moalign.study import table as table6
+from moalign.study.analyse import analyse
+from moalign.study.plan import Plan
+from moalign.study.server import Study
 
 STAGES = ("bench", "sample", "align", "targets", "teacher", "encode", "draw", "flow", "synth", "subset", "collect")
+OF_RUN = re.compile(r"/(?:runs|samples|scores)/([^/]+)/(s\d+)/")  # in the path of a manifest that belongs to a run
+STUDY = "table6"
+HUB_NAME = re.compile(r"[^/]+/[^/]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors)")  # owner/model
 UNREAD = "(not read)"  # weights of which a stage reads the sizes alone
 ALWAYS = ("report.yaml",)  # pins that belong to every bundle
 
@@ -55,8 +65,15 @@ def run(cell: str, results: str, bundle: str | None = None, videos: bool = False
     if not (top / "pins/report.yaml").exists():
         raise Problem(f"{results}: no pins/report.yaml; --results takes results/SCALE of a run that made its tables")
     params = ReportPin.load(top / "pins/report.yaml").params
+    if cell == STUDY:
+        if bundle:
+            raise Problem(f"--bundle packs a table of score rows; of {STUDY} attach {top}/study without secret.json")
+        trail = study_trail(top)
+        check_files(trail)
+        show(trail, params, check_weights(trail))
+        return tell(trail)
     name, run_name, metric = parse(cell, params)
-    table = tables.make_table(top, params, name)
+    table = next(table for table in published.make_tables(top, params) if table.name == name)
     metrics = [metric] if metric else list(table.rules)
     if metric and metric not in table.rules:
         raise Problem(f"{cell}: {name} has no metric {metric!r}; it has {', '.join(table.rules)}")
@@ -64,13 +81,20 @@ def run(cell: str, results: str, bundle: str | None = None, videos: bool = False
     for one in runs:
         for each in metrics if metric or run_name else ():
             say_cell(table, one, each)
-    scores = [top / f"scores/{one}/s{seed}/{table.bench}.jsonl" for one in runs for seed in params.seeds_of(one)]
-    trail = walk(top, scores)
+    walked = dict.fromkeys([*runs, next(iter(table.rows))])
+    scores = [top / f"scores/{one}/s{seed}/{table.bench}.jsonl" for one in walked for seed in params.seeds_of(one)]
+    trail = walk(top, dict.fromkeys(scores))
     check_files(trail)
+    check_table(top, table, params, trail)
     weights = check_weights(trail)
     show(trail, params, weights)
     if bundle:
         write_bundle(Path(bundle), top, table, trail, videos)
+    return tell(trail)
+
+
+def tell(trail: Trail) -> int:
+    """What is wrong, and how much was looked at; 0 where nothing is."""
     wrong = trail.wrong + [line for step in trail.steps.values() for line in step.wrong]
     for line in wrong:
         print(f"wrong  {line}")
@@ -109,10 +133,43 @@ def say_cell(table: tables.Table, run: str, metric: str) -> None:
 # --- the walk ---------------------------------------------------------------------------------------------------------
 
 
-def walk(top: Path, first: list[Path]) -> Trail:
-    """Every manifest behind the first ones; a manifest whose bytes are not those that its reader saw is wrong."""
-    pins = {manifest.sha256(path): path for path in sorted((top / "pins").rglob("*.yaml"))}
-    root, trail, todo = root_of(top), Trail(), [(path, None, None) for path in first]
+def study_trail(top: Path) -> Trail:
+    """What the study's table rests on: its plan, the videos that the plan names, and the votes, counted again."""
+    folder = top / "study"
+    plan = Plan.load(folder / "plan.jsonl")
+    trail = walk(top, {root_of(top) / path: digest for path, digest in plan.samples.items()})
+    path = folder / "table6.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        printed = (folder / "table6.md").read_text(encoding="utf-8") == table6.markdown(told)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{path}: no table of the study ({error}); make it with `moalign study report`") from None
+    counted = json.loads(json.dumps(analyse(plan, [vote[:3] for vote in Study(folder).store.votes()])))
+    for part in ("all", "kept"):
+        for row, again in zip(told[part].pop("comparisons"), counted[part].pop("comparisons"), strict=True):
+            printed &= again.items() <= row.items()
+    if not printed or not counted.items() <= told.items():
+        trail.wrong.append(f"{path}, or table6.md: not what the votes say; run `moalign study report` again")
+    print(
+        f"{STUDY}  {counted['votes']} votes of {counted['raters']} raters"
+        + ("; simulated" if told["simulated"] else "")
+    )
+    return trail
+
+
+def walk(top: Path, first: Mapping[Path, str | None]) -> Trail:
+    """Every manifest behind the first ones (-> the hash that is wanted, if any is).
+
+    A manifest whose bytes are not those that its reader saw is wrong.
+    """
+    pins: dict[str, list[Path]] = {}
+    for path in sorted((top / "pins").rglob("*.yaml")):
+        pins.setdefault(manifest.sha256(path), []).append(path)
+    root, trail, todo = (
+        root_of(top),
+        Trail(),
+        [(path, digest, top / "study/plan.jsonl") for path, digest in first.items()],
+    )
     while todo:
         path, wanted, reader = todo.pop()
         if path in trail.steps:
@@ -136,7 +193,7 @@ def root_of(top: Path) -> Path:
     return top.parent.parent
 
 
-def open_step(path: Path, pins: dict[str, Path], trail: Trail) -> Step | None:
+def open_step(path: Path, pins: dict[str, list[Path]], trail: Trail) -> Step | None:
     """A manifest's header; None where there is none to read."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -145,12 +202,38 @@ def open_step(path: Path, pins: dict[str, Path], trail: Trail) -> Step | None:
     except (OSError, ValueError, TypeError) as error:
         trail.wrong.append(f"{path}: no manifest that can be read ({error}); run its stage again")
         return None
-    step = Step(path, header, pins.get(header.pin))
+    found = pins.get(header.pin, [])
+    named = [pin for pin in found if belongs(path, pin)]
+    step = Step(path, header, next(iter(named or found), None))
     if rows != header.rows:
         step.wrong.append(f"{path}: promises {header.rows} rows and holds {rows}")
     if step.pin is None:
         step.wrong.append(f"{path}: made with the pin {header.pin[:10]}, which is no longer there")
+    elif not named:
+        step.wrong.append(f"{path}: made with {step.pin}, another run's pin; make it again, or put it where it was")
     return step
+
+
+def belongs(path: Path, pin: Path) -> bool:
+    """Whether a manifest lies in the folder of the run and seed that its pin's name says."""
+    place = OF_RUN.search(path.as_posix())
+    return place is None or f"{pin.stem}-".startswith(f"{place[1]}-{place[2]}-")
+
+
+def check_table(top: Path, table: tables.Table, params: Params, trail: Trail) -> None:
+    """The table as files and in metrics.json, against what its score rows say now."""
+    texts = {"md": tables.markdown(table, params), "tex": latex.latex(table, params)}
+    for ending, text in texts.items():
+        path = top / "tables" / f"{table.name}.{ending}"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            trail.wrong.append(f"{path}: not what the score rows say; run `moalign report` again")
+    path = top / "metrics.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["tables"][table.name]
+    except (OSError, ValueError, KeyError, TypeError):
+        told = None
+    if told != tables.numbers(table):
+        trail.wrong.append(f"{path}: not what the score rows of {table.name} say; run `moalign report` again")
 
 
 def check_files(trail: Trail) -> None:
@@ -182,7 +265,9 @@ def check_weights(trail: Trail) -> dict[str, str]:
         place = Path(name)
         folder = place if place.is_dir() else place.parent
         sums = folder / "SHA256SUMS"
-        if not place.exists():
+        if not place.exists() and not HUB_NAME.fullmatch(name):
+            trail.wrong.append(f"{name}: missing, and a pin names it as its model")
+        elif not place.exists():
             found[name] = f"by its hub name, revision {revision or 'not fixed'}"
         elif sums.exists():
             found[name] = f"SHA256SUMS {manifest.sha256(sums)[:12]}"

@@ -11,7 +11,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ class Plan:
     votes: int  # on each pair
     exclude: float  # least share of catch trials that a rater must pass
     trials: list[Trial]  # by rater, in the order in which they are planned
+    samples: dict[str, str] = field(default_factory=dict)  # manifest of the videos -> its sha256
 
     def dump(self) -> str:
         """As the text of its file: a line per trial, the hash of all the rest first."""
