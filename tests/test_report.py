@@ -177,6 +177,12 @@ class Making:
         (path.parent / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
         with manifest.making(path, Weights, pin=self.pin("align", run=run, seed=seed)) as made:
             made.rows += [Weights("transformer", "transformer", 12), Weights("log", "log.jsonl", 12)]
+            if not none:
+                tokens = np.random.default_rng(0).normal(size=(3, 40, 3)).astype(np.float32)
+                unit = torch.from_numpy(tokens / np.linalg.norm(tokens, axis=2, keepdims=True))
+                named = zip(("teacher", "before", "after"), (unit @ unit.mT).half(), strict=True)
+                shards.write_tensors(path.parent / "relations.safetensors", dict(named))
+                made.rows.append(Weights("relations", "relations.safetensors", 12))
 
     def samples(self, run, bench, seed):
         """A bench's videos of one run."""
@@ -341,6 +347,10 @@ def test_pictures_have_words_and_plots_too(text):
     roles = [attributes for attributes in page.all("div") if attributes.get("role") == "img"]
     assert len(roles) == len(page.all("svg")) - text.count('class="whisker"')
     assert all(attributes["aria-label"] for attributes in roles)
+
+
+def test_similarities_of_our_run_stand_beside_the_teacher_s(text, params):
+    assert text.count("from the teacher’s on average") == 2 and f"tokens of {params.primary.ours}, before" in text
 
 
 def test_a_smoke_page_says_that_it_means_nothing(made, text, params):

@@ -619,8 +619,13 @@ def test_every_method_trains_and_changes_the_transformer_and_its_projector_alone
         made = manifest.read(folder / "manifest.jsonl", manifest.Weights)
         names = {row.name for row in made.rows}
         aligned = world.params.methods[row.method].target in ("tokens", "motion")
-        assert names == {"transformer", "log"} | ({"projector-4"} if aligned else set())
+        assert names == {"transformer", "log"} | ({"projector-4", "relations"} if aligned else set())
         assert all(row.step == 2 and made.locate(row.file).exists() for row in made.rows)
+        if aligned:
+            related = load_file(folder / "relations.safetensors")
+            assert set(related) == {"teacher", "before", "after"} and len({of.shape for of in related.values()}) == 1
+            assert all(torch.allclose(of.float().diagonal(), torch.ones(len(of)), atol=1e-3) for of in related.values())
+            assert not torch.equal(related["before"], related["after"])
         log = lines(folder / "log.jsonl")
         assert [line["step"] for line in log] == [0, 1, 2, 2]
         first[run] = next(line for line in log if "loss" in line)

@@ -29,10 +29,10 @@ REVISIONS = {
     "encode": 2,
     "teacher": 1,
     "targets": 2,
-    "align": 1,
+    "align": 2,
     "sample": 3,
     "bench": 3,
-    "report": 4,
+    "report": 5,
     "miniature": 2,
 }
 

@@ -106,7 +106,7 @@ class Target:
 class Weights:
     """The export of a training."""
 
-    name: str  # teacher | transformer | projector | log
+    name: str  # teacher | transformer | projector-LAYER | relations | log
     file: str  # file or folder beside the manifest
     step: int
 

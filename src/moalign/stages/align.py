@@ -21,7 +21,7 @@ from moalign.align.losses import mse
 from moalign.align.objective import alignment
 from moalign.align.projector import Projector
 from moalign.backbones import TextToVideo, VideoJAM
-from moalign.clips import LatentClips, drawn
+from moalign.clips import LatentClips, drawn, streams
 from moalign.config import AlignPin, Method, make_grid
 from moalign.errors import Problem
 from moalign.grid import Grid
@@ -29,6 +29,8 @@ from moalign.interfaces import Batch
 from moalign.train import checkpoint, distributed, loop
 
 DROP = 0x5DEECE66D  # sets the stream of prompt dropout apart from the noise's
+NOISES = 4  # over which the similarities of a run's tokens are averaged
+RELATED = 512  # tokens of a matrix of similarities, about
 NO_ALIGNMENT = Method(target="none", loss="zero")
 
 
@@ -41,6 +43,7 @@ class Student(loop.Task):
         self.projectors = projectors
         self.backbone = backbone
         self.layers = pin.align.layer if len(projectors) else ()
+        self.sharded = False  # over ranks, so that no rank alone can call it
         self.lam, self.dropout = pin.method.lam, pin.align.prompt_dropout
         self.alignment = alignment(pin.method, projectors)
         self.register_buffer("empty", empty, persistent=False)  # [1, T, Dtext], None without prompt dropout
@@ -121,11 +124,15 @@ def run(config: str, clips: list[str], latents: list[str], work: str, out: str, 
     tokens = math.prod(grid.tokens) + pin.backbone.text_tokens
     plan = loop.Plan("align", f"{pin.run}-s{pin.seed}", pin.align, pin.seed, tokens)
     given = (student, loop.Data(train, heldout, collate), plan, accelerator, place, pin.model_dump(mode="json"))
+    student.sharded = pin.align.sharding == "full" and accelerator.num_processes > 1
+    before = relations(student, heldout, accelerator) if accelerator.is_main_process else {}
     if not accelerator.is_main_process:
         loop.fit(*given)
         return
     with manifest.making(out, manifest.Weights, pin=config, inputs=inputs) as made:
-        export(student, loop.fit(*given), made, accelerator)
+        outcome = loop.fit(*given)
+        after = relations(student, heldout, accelerator)
+        export(student, outcome, {"before": before, "after": after}, made, accelerator)
     checkpoint.prune(place, keep=1)
 
 
@@ -165,7 +172,41 @@ def empty_prompt(pin: AlignPin, grid: Grid) -> Tensor | None:
     return backbones.load(pin.backbone, grid, parts=("text",)).embed([""]).float()
 
 
-def export(student: Student, outcome: loop.Outcome, made: manifest.Making, accelerator: Accelerator) -> None:
+@torch.no_grad()
+def relations(student: Student, heldout: LatentClips, accelerator: Accelerator) -> dict[str, Tensor]:
+    """What Eq. 5-6 compare, of the first clip that validation sees: similarities of the target's and its own tokens.
+
+    Both are [n, n]; its own, as projected from its first aligned block, are means over NOISES noise levels. Empty where
+    nothing is aligned or held out, and under `sharding: full`, whose hooks outlive the training.
+    """
+    first = next(chain.from_iterable(loop.validation_groups(len(heldout), 1)), None)
+    if first is None or not len(student.projectors) or student.sharded:
+        return {}
+    student.to(accelerator.device).eval()
+    item, found = heldout[first], []
+    for number in range(NOISES):
+        batch = collate([item], streams(loop.VALIDATION_SEED, number, [item["key"]]))
+        z0, prompt = batch.z0.to(accelerator.device), batch.prompt.to(accelerator.device)
+        with accelerator.autocast():
+            _, Ys = student.backbone.predict(student.backbone.noise(z0, batch.streams), prompt, student.layers)
+            found.append(similarities(student.projectors[0](Ys[0].float())))
+    return {"teacher": similarities(batch.target), "student": torch.stack(found).mean(0)}
+
+
+def similarities(tokens: Tensor) -> Tensor:
+    """Cosine similarities [n, n] of one clip's tokens [1, F, H, W, D]; of many every so many, RELATED at least."""
+    unit = nn.functional.normalize(tokens.float().flatten(1, 3)[0], dim=-1, eps=1e-6).cpu()
+    unit = unit[:: max(1, len(unit) // RELATED)]
+    return unit @ unit.T
+
+
+def export(
+    student: Student,
+    outcome: loop.Outcome,
+    related: dict[str, dict[str, Tensor]],
+    made: manifest.Making,
+    accelerator: Accelerator,
+) -> None:
     """What the rest of the chain reads."""
     folder = made.path.parent
     shutil.rmtree(folder / "transformer", ignore_errors=True)  # shards of an earlier, larger save
@@ -176,6 +217,10 @@ def export(student: Student, outcome: loop.Outcome, made: manifest.Making, accel
         name = f"projector-{layer}"
         files[name] = f"{name}.safetensors"
         shards.write_tensors(folder / files[name], projector.state_dict(), {"step": str(outcome.step)})
+    if related["after"]:
+        files["relations"] = "relations.safetensors"
+        found = {"teacher": related["after"]["teacher"]} | {when: of["student"] for when, of in related.items()}
+        shards.write_tensors(folder / files["relations"], {name: one.half() for name, one in found.items()})
     for name, file in files.items():
         made.file(file)
         made.rows.append(manifest.Weights(name, file, outcome.step))

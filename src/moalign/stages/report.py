@@ -656,6 +656,27 @@ def relations_view(results: Path, params: Params) -> dict[str, Any] | None:
         "weights": None if W is None else pictures.matrix(W, 0.0, 1.0),
         "tau": None if tau is None else f"{tau:g}",
         "frames": Fm,
+        "student": student_relations(results, params),
+    }
+
+
+def student_relations(results: Path, params: Params) -> dict[str, Any] | None:
+    """Similarities of a held-out clip's tokens: of the target, of our run before its training, and after it."""
+    ours = params.primary.ours
+    given = manifest.read(results / f"runs/{ours}/s{params.seeds_of(ours)[0]}/manifest.jsonl", Weights)
+    row = next((row for row in given.rows if row.name == "relations"), None)
+    if row is None:
+        return None
+    held = shards.TensorShard(given.locate(row.file))
+    found = {name: held[name][:].float().numpy() for name in ("teacher", "before", "after")}
+    least = float(min(np.percentile(of, 1) for of in found.values()))
+    apart = {name: float(np.abs(found[name] - found["teacher"]).mean()) for name in ("before", "after")}
+    return {
+        "run": ours,
+        "step": row.step,
+        "least": f"{least:.2f}",
+        "matrices": [(name, pictures.matrix(of, least, 1.0)) for name, of in found.items()],
+        "apart": {name: f"{value:.3f}" for name, value in apart.items()},
     }
 
 
