@@ -224,6 +224,9 @@ def params():
 def made(params, tmp_path_factory):
     """The folder, and the page built from it."""
     making = Making(tmp_path_factory.mktemp("report"), params)
+    read = {"S": [0.03, 0.008, 0.05], "M": [0.118, 0.098, 0.137]}
+    probed = {"clips": 9, "R2": {name: {"velocity": of, "appearance": of} for name, of in read.items()}}
+    manifest.write_text(making.results / report.PROBE, json.dumps(probed))
     report.run(making.root / "pins/report.yaml", making.results, making.results / "report/index.html")
     return making
 
@@ -347,6 +350,10 @@ def test_pictures_have_words_and_plots_too(text):
     roles = [attributes for attributes in page.all("div") if attributes.get("role") == "img"]
     assert len(roles) == len(page.all("svg")) - text.count('class="whisker"')
     assert all(attributes["aria-label"] for attributes in roles)
+
+
+def test_what_a_linear_map_reads_is_drawn_and_told(made, text):
+    assert "0.118 [0.098, 0.137]" in text and all((of / "probe.svg").exists() for of in figures_of(made))
 
 
 def test_similarities_of_our_run_stand_beside_the_teacher_s(text, params):

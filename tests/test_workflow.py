@@ -92,7 +92,7 @@ def test_nothing_is_left_to_do(finished):
 def test_one_methods_tau_reruns_the_runs_that_use_it_and_their_tables(finished):
     row = "moalign: {target: motion, loss: soft_trd, lam: 0.5, tau: 10.0}"
     jobs = planned(finished, "methods", row, row.replace("10.0", "5.0"))
-    assert set(jobs) == {"pin", "plan", "align_run", "sample_run", "bench_run", "report", "all"}
+    assert set(jobs) == {"pin", "plan", "probe", "align_run", "sample_run", "bench_run", "report", "all"}
     for rule in ("align_run", "sample_run", "bench_run"):
         assert runs(jobs[rule]) == {"cog-moalign"}
     pins = {path.removeprefix(f"results/{SCALE}/pins/") for path in jobs["pin"]}
@@ -137,7 +137,7 @@ def test_what_dvc_brings_is_current_and_an_edit_made_before_is_seen(finished, tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tau: 5.0" in (folder / f"results/{SCALE}/pins/align/cog-moalign-s0.yaml").read_text()
     jobs = planned(folder)
-    assert set(jobs) == {"align_run", "sample_run", "bench_run", "plan", "report", "all"}
+    assert set(jobs) == {"align_run", "sample_run", "bench_run", "plan", "probe", "report", "all"}
     assert runs(jobs["align_run"]) == {"cog-moalign"}
 
 
@@ -323,7 +323,7 @@ def test_dvc_and_snakemake_draw_the_same_graph(rows):
 
 def test_the_plan_has_the_jobs_that_snakemake_has(rows):
     planned = {f"results/smoke/{job.path}" for job in cost.jobs(config.load(TOP / "params.yaml", scale="smoke"))}
-    made = {row["output_file"] for row in rows if row["rule"] not in ("pin", "collection", "plan", "report")}
+    made = {row["output_file"] for row in rows if row["rule"] not in ("pin", "collection", "plan", "probe", "report")}
     assert planned == {path for path in made if path.endswith(".jsonl")}
 
 

@@ -235,6 +235,20 @@ COMMANDS = {
             Flag("out", "JSON file with the figures", optional=True),
         ),
     ),
+    "probe": Command(
+        "moalign.stages.probe:run",
+        "read velocity and appearance from S, M and a transformer's block by a linear map: is M disentangled?",
+        (
+            Flag("config", "pin of the stage `teacher`"),
+            MANY_CLIPS,
+            Flag("flow", "manifests of Flow rows", many=True),
+            Flag("teacher", "stage 1's manifest"),
+            Flag("out", "JSON file"),
+            Flag("align", "pin of a run, to look at the block that it aligns too", optional=True),
+            Flag("latents", "manifests of Latent rows of its backbone", many=True, optional=True),
+            Flag("runs", "RUN=MANIFEST of trained runs", pairs=True, optional=True),
+        ),
+    ),
     "diagnose": Command(
         "moalign.stages.diagnose:run",
         "say how a run's videos move as a set, beside real held-out clips: diagnostics, no benchmark's scores",

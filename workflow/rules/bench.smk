@@ -79,6 +79,34 @@ rule plan:
         "moalign plan --results work/nothing --out {output} > {log} 2>&1"
 
 
+rule probe:
+    """Whether M is disentangled: what a linear map reads from S, from M, and from the block that our run aligns."""
+    input:
+        weights(PARAMS.encoder.weights),
+        weights(PARAMS.backbones[PARAMS.teacher.backbone].weights),
+        config=f"{RESULTS}/pins/teacher.yaml",
+        align=f"{RESULTS}/pins/align/{probed()[0]}-s{PARAMS.seeds[0]}.yaml",
+        clips=per_shard("clips", PARAMS.align.train_on),
+        flow=per_shard("flow", PARAMS.align.train_on),
+        latents=per_shard(f"latents/{PARAMS.teacher.backbone}", PARAMS.align.train_on),
+        teacher=rules.teacher.output,
+        runs=[f"{RESULTS}/runs/{run}/s{PARAMS.seeds[0]}/manifest.jsonl" for run in probed()],
+    output:
+        f"{RESULTS}/report/probe.json",
+    log:
+        f"{RESULTS}/logs/report/probe.log",
+    benchmark:
+        f"{RESULTS}/logs/report/probe.tsv"
+    conda:
+        "../../envs/moalign.yaml"
+    threads: PARAMS.machine.threads
+    params:
+        run=lambda wildcards, input: [f"{Path(path).parents[1].name}={path}" for path in input.runs],
+    shell:
+        "moalign probe --config {input.config} --align {input.align} --clips {input.clips} --flow {input.flow}"
+        " --latents {input.latents} --teacher {input.teacher} --runs {params.run} --out {output} > {log} 2>&1"
+
+
 rule report:
     """Tables, metrics.json and the page of this scale."""
     input:
@@ -95,6 +123,7 @@ rule report:
         scores=rules.bench.input,
         paper="resources/paper_scores.json",
         plan=rules.plan.output,
+        probe=rules.probe.output,
     output:
         page=report(PAGE, caption="../report/page.rst", category="Page"),
         metrics=report(f"{RESULTS}/metrics.json", caption="../report/metrics.rst", category="Numbers"),

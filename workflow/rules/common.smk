@@ -247,3 +247,12 @@ def votes_counted():
     """Hash of Table 6's numbers; nothing before there are any. No input: the page does not wait for people."""
     path = Path(RESULTS, "study/table6.json")
     return sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
+
+
+def probed():
+    """Runs whose tokens are probed: of the primary comparison, those that were trained on stage 1's backbone."""
+    trained = dict.fromkeys(
+        run for run, _ in PARAMS.trainings() if PARAMS.runs[run].backbone == PARAMS.teacher.backbone
+    )
+    pair = [run for run in (PARAMS.primary.ours, PARAMS.primary.base) if run in trained]
+    return pair or list(trained)[:1]

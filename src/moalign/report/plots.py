@@ -53,6 +53,19 @@ STYLE = {
 WIDTH = 3.5  # inches of a plot; the page scales it
 APART = 0.11  # of a plot's height, between two names
 POINTS = 160  # of a curve; a longer one is averaged down to this
+PAPER_COLOURS = {  # of page.css by day, for plots as files
+    "--ink": "#1e1c19",
+    "--muted": "#6d675d",
+    "--rule": "#ddd7ca",
+    "--series-0": "#35618f",
+    "--series-1": "#b4532a",
+    "--series-2": "#4f7d4b",
+    "--series-3": "#87629a",
+    "--series-4": "#a88420",
+    "--series-5": "#3f8a8c",
+    "--series-6": "#a04a62",
+    "--series-7": "#6d675d",
+}
 
 
 @dataclass(frozen=True)

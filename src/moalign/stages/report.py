@@ -38,6 +38,7 @@ from moalign.study import table as table6
 from moalign.teacher import raft
 
 STUDY = "study/table6.json"  # what raters said, once they did
+PROBE = "report/probe.json"  # what `moalign probe` read from tokens
 PLAN = "report/plan.json"  # what `moalign plan` said before
 HOUR = 3600.0
 SHOWN = 12  # missing manifests that a message lists one by one
@@ -50,19 +51,6 @@ TERMS = {"denoise": "denoising loss", "align": "alignment loss"}  # of Eq. 9, as
 PLAUSIBLE = ("PC", "PC_pass")  # what runs are compared by beside their motion
 RELATED = 512  # tokens of a matrix of similarities
 GRID_SIDE, GRID_FRAMES, GRID_COLUMNS = 128, 6, 3  # of videos side by side
-PAPER_COLOURS = {  # of page.css by day, for plots as files
-    "--ink": "#1e1c19",
-    "--muted": "#6d675d",
-    "--rule": "#ddd7ca",
-    "--series-0": "#35618f",
-    "--series-1": "#b4532a",
-    "--series-2": "#4f7d4b",
-    "--series-3": "#87629a",
-    "--series-4": "#a88420",
-    "--series-5": "#3f8a8c",
-    "--series-6": "#a04a62",
-    "--series-7": "#6d675d",
-}
 NOT_LOSSES = ("step", "lr", "grad_norm")  # numbers of a training's log that are no loss
 
 
@@ -274,7 +262,7 @@ class Figures:
 
     def plot(self, name: str, svg: str) -> Markup:
         """Keep a plot as SVG in the colours of paper; give it back for the page."""
-        manifest.write_text(self.folder / f"{name}.svg", plots.standalone(svg, PAPER_COLOURS))
+        manifest.write_text(self.folder / f"{name}.svg", plots.standalone(svg, plots.PAPER_COLOURS))
         return Markup(svg)
 
     def prompt(self, name: str, videos: dict[str, np.ndarray], fps: float) -> None:
@@ -322,6 +310,7 @@ def page(
         flow=flow_view(results, params, found, figures),
         teacher=teacher_view(manifest.read(results / TEACHER, Weights), logs["teacher"], figures),
         relations=relations_view(results, params),
+        probe=probe_view(results, figures),
         compared=compared_view(params, filled, figures),
         align=align_view(params, logs, figures),
         provenance=provenance(found),
@@ -658,6 +647,21 @@ def relations_view(results: Path, params: Params) -> dict[str, Any] | None:
         "frames": Fm,
         "student": student_relations(results, params),
     }
+
+
+def probe_view(results: Path, figures: Figures) -> dict[str, Any] | None:
+    """What a linear map reads from tokens: the plot, and its numbers."""
+    path = results / PROBE
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    points = [Point(name, of["velocity"], of["appearance"]) for name, of in found["R2"].items()]
+    svg = plots.scatter("probe", points, "appearance, R²", "velocity, R²", "Read from a token by a linear map")
+    rows = [
+        (name, ["{:.3f} [{:.3f}, {:.3f}]".format(*of[what]) for what in ("velocity", "appearance")])
+        for name, of in found["R2"].items()
+    ]
+    return {"plot": figures.plot("probe", svg), "rows": rows, "clips": found["clips"]}
 
 
 def student_relations(results: Path, params: Params) -> dict[str, Any] | None:
