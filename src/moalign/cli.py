@@ -246,7 +246,7 @@ COMMANDS = {
             Flag("out", "JSON file"),
             Flag("align", "pin of a run, to look at the block that it aligns too", optional=True),
             Flag("latents", "manifests of Latent rows of its backbone", many=True, optional=True),
-            Flag("runs", "RUN=MANIFEST of trained runs", pairs=True, optional=True),
+            Flag("runs", "RUN=MANIFEST of trained runs", many=True, pairs=True, optional=True),
         ),
     ),
     "diagnose": Command(
