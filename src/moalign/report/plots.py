@@ -98,10 +98,10 @@ def panels(name: str, rows: Sequence[tuple[str, Sequence[Curve]]]) -> str:
         return to_svg(figure, name)
 
 
-def place(figure: Figure, right: float) -> None:
+def place(figure: Figure, right: float, left: float = 0.45) -> None:
     """Margins, in inches: `right` leaves room for the names of curves. Fixed, so that panels side by side line up."""
     width, height = figure.get_size_inches()
-    figure.subplots_adjust(0.45 / width, 0.38 / height, 1 - right / width, 1 - 0.22 / height)
+    figure.subplots_adjust(left / width, 0.38 / height, 1 - right / width, 1 - 0.22 / height)
 
 
 def draw(axis: Axes, curve: Curve) -> None:
@@ -193,7 +193,7 @@ def scatter(name: str, points: Sequence[Point], x_label: str, y_label: str, titl
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6))
         axis = figure.subplots()
-        place(figure, right=0.9)
+        place(figure, right=1.05, left=0.55)
         whiskers(axis, points)
         low, high = axis.get_ylim()
         places: list[float] = []

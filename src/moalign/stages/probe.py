@@ -122,7 +122,7 @@ def of_blocks(
     layer = pin.align.layer[0]
     given = list(clips), list(latents), [], "heldout", pin.backbone.text_tokens
     held = LatentClips(*given, lambda n: chain.from_iterable(loop.validation_groups(n, 1)))
-    folders: dict[str, Path | None] = {f"block {layer}, base": None}
+    folders: dict[str, Path | None] = {f"block {layer}, as it came": None}
     for name, path in runs.items():
         folders[f"block {layer}, {name}"] = manifest.read(path, manifest.Weights).locate("transformer")
 

@@ -655,7 +655,10 @@ def probe_view(results: Path, figures: Figures) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    points = [Point(name, of["velocity"], of["appearance"]) for name, of in found["R2"].items()]
+    points = [
+        Point(name.replace(", cog-", ", ").replace(", wan-", ", "), of["velocity"], of["appearance"])
+        for name, of in found["R2"].items()
+    ]
     svg = plots.scatter("probe", points, "appearance, R²", "velocity, R²", "Read from a token by a linear map")
     rows = [
         (name, ["{:.3f} [{:.3f}, {:.3f}]".format(*of[what]) for what in ("velocity", "appearance")])
