@@ -162,6 +162,7 @@ def test_one_damaged_shard_makes_again_its_own_descendants(tmp_path, capsys, mon
         "align_run",
         "sample_run",
         "bench_run",
+        "probe",
         "report",
     }
     assert runs(jobs["align_run"]) == {"cog-no_soft", "cog-moalign"}
