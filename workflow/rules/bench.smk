@@ -85,7 +85,7 @@ rule probe:
         weights(PARAMS.encoder.weights),
         weights(PARAMS.backbones[PARAMS.teacher.backbone].weights),
         config=f"{RESULTS}/pins/teacher.yaml",
-        align=f"{RESULTS}/pins/align/{probed()[0]}-s{PARAMS.seeds[0]}.yaml",
+        align=[f"{RESULTS}/pins/align/{run}-s{PARAMS.seeds[0]}.yaml" for run in probed()[:1]],
         clips=per_shard("clips", PARAMS.align.train_on),
         flow=per_shard("flow", PARAMS.align.train_on),
         latents=per_shard(f"latents/{PARAMS.teacher.backbone}", PARAMS.align.train_on),
@@ -101,10 +101,10 @@ rule probe:
         "../../envs/moalign.yaml"
     threads: PARAMS.machine.threads
     params:
-        run=lambda wildcards, input: [f"{Path(path).parents[1].name}={path}" for path in input.runs],
+        run=lambda wildcards, input: block_flags(input),
     shell:
-        "moalign probe --config {input.config} --align {input.align} --clips {input.clips} --flow {input.flow}"
-        " --latents {input.latents} --teacher {input.teacher} --runs {params.run} --out {output} > {log} 2>&1"
+        "moalign probe --config {input.config} --clips {input.clips} --flow {input.flow}"
+        " --teacher {input.teacher} {params.run} --out {output} > {log} 2>&1"
 
 
 rule report:

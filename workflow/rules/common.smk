@@ -256,3 +256,9 @@ def probed():
     )
     pair = [run for run in (PARAMS.primary.ours, PARAMS.primary.base) if run in trained]
     return pair or list(trained)[:1]
+
+
+def block_flags(given):
+    """What `moalign probe` is told of the runs that are probed; nothing where none is."""
+    runs = [f"{Path(path).parents[1].name}={path}" for path in given.runs]
+    return f"--align {given.align} --latents {given.latents} --runs {' '.join(runs)}" if runs else ""

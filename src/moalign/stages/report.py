@@ -49,7 +49,6 @@ FLOW_CLIPS = (0.25, 0.6, 0.95)  # whose flow is shown: quantiles of mean motion 
 FLOW_FRAMES = 6  # of each
 TERMS = {"denoise": "denoising loss", "align": "alignment loss"}  # of Eq. 9, as a log names them
 PLAUSIBLE = ("PC", "PC_pass")  # what runs are compared by beside their motion
-RELATED = 512  # tokens of a matrix of similarities
 GRID_SIDE, GRID_FRAMES, GRID_COLUMNS = 128, 6, 3  # of videos side by side
 NOT_LOSSES = ("step", "lr", "grad_norm")  # numbers of a training's log that are no loss
 
@@ -621,32 +620,32 @@ def motion_tokens(results: Path, params: Params, key: str) -> np.ndarray | None:
     return shards.TensorShard(given.locate(row.file)).row("target", row.index).float().numpy()
 
 
-def relations_view(results: Path, params: Params) -> dict[str, Any] | None:
-    """What stage 2 holds on to, of the liveliest clip that has it: similarities of pairs of motion tokens, and W."""
-    flows = manifest.read(results / "flow/real/0000.jsonl", Flow)
-    for row in sorted(flows.rows, key=lambda row: (-row.motion, row.key)):
-        M = motion_tokens(results, params, row.key)
-        if M is not None:
-            break
-    else:
-        return None
-    tau = params.methods[params.runs[params.primary.ours].method].tau
-    Fm = len(M)
-    unit = M.reshape(-1, M.shape[-1])
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
-    step = max(1, len(unit) // RELATED)  # of a large grid every so many tokens
-    apart = np.abs(np.subtract.outer(np.arange(Fm), np.arange(Fm)))
-    W = np.where(apart == 0, 0.0, np.exp(-apart / tau)) if tau else None
-    similar = unit[::step] @ unit[::step].T
-    least = float(np.percentile(similar, 1))
-    return {
-        "similar": pictures.matrix(similar, least, 1.0),
-        "least": f"{least:.2f}",
-        "weights": None if W is None else pictures.matrix(W, 0.0, 1.0),
+def relations_view(results: Path, params: Params) -> dict[str, Any]:
+    """What stage 2 holds on to: similarities of a held-out clip's tokens, the target's, our run's before and after; W.
+
+    The matrices are those that our run's training kept; none under `sharding: full`.
+    """
+    ours = params.primary.ours
+    tau = params.methods[params.runs[ours].method].tau
+    frames = np.arange(make_grid(params.backbones[params.runs[ours].backbone], params.encoder).motion[0])
+    apart = np.abs(np.subtract.outer(frames, frames))
+    view = {
+        "run": ours,
+        "frames": len(frames),
         "tau": None if tau is None else f"{tau:g}",
-        "frames": Fm,
-        "student": student_relations(results, params),
+        "weights": pictures.matrix(np.where(apart == 0, 0.0, np.exp(-apart / tau)), 0.0, 1.0) if tau else None,
+        "matrices": [],
     }
+    given = manifest.read(results / f"runs/{ours}/s{params.seeds_of(ours)[0]}/manifest.jsonl", Weights)
+    row = next((row for row in given.rows if row.name == "relations"), None)
+    if row is None:
+        return view
+    held = shards.TensorShard(given.locate(row.file))
+    found = {name: held[name][:].float().numpy() for name in ("teacher", "before", "after")}
+    least = float(min(np.percentile(of, 1) for of in found.values()))
+    away = {name: f"{np.abs(of - found['teacher']).mean():.3f}" for name, of in found.items()}
+    matrices = [(name, pictures.matrix(of, least, 1.0), away[name]) for name, of in found.items()]
+    return view | {"step": row.step, "least": f"{least:.2f}", "matrices": matrices}
 
 
 def probe_view(results: Path, figures: Figures) -> dict[str, Any] | None:
@@ -665,26 +664,6 @@ def probe_view(results: Path, figures: Figures) -> dict[str, Any] | None:
         for name, of in found["R2"].items()
     ]
     return {"plot": figures.plot("probe", svg), "rows": rows, "clips": found["clips"]}
-
-
-def student_relations(results: Path, params: Params) -> dict[str, Any] | None:
-    """Similarities of a held-out clip's tokens: of the target, of our run before its training, and after it."""
-    ours = params.primary.ours
-    given = manifest.read(results / f"runs/{ours}/s{params.seeds_of(ours)[0]}/manifest.jsonl", Weights)
-    row = next((row for row in given.rows if row.name == "relations"), None)
-    if row is None:
-        return None
-    held = shards.TensorShard(given.locate(row.file))
-    found = {name: held[name][:].float().numpy() for name in ("teacher", "before", "after")}
-    least = float(min(np.percentile(of, 1) for of in found.values()))
-    apart = {name: float(np.abs(found[name] - found["teacher"]).mean()) for name in ("before", "after")}
-    return {
-        "run": ours,
-        "step": row.step,
-        "least": f"{least:.2f}",
-        "matrices": [(name, pictures.matrix(of, least, 1.0)) for name, of in found.items()],
-        "apart": {name: f"{value:.3f}" for name, value in apart.items()},
-    }
 
 
 # --- trainings

@@ -165,11 +165,8 @@ def walk(top: Path, first: Mapping[Path, str | None]) -> Trail:
     pins: dict[str, list[Path]] = {}
     for path in sorted((top / "pins").rglob("*.yaml")):
         pins.setdefault(manifest.sha256(path), []).append(path)
-    root, trail, todo = (
-        root_of(top),
-        Trail(),
-        [(path, digest, top / "study/plan.jsonl") for path, digest in first.items()],
-    )
+    root, trail = root_of(top), Trail()
+    todo = [(path, digest, top / "study/plan.jsonl") for path, digest in first.items()]
     while todo:
         path, wanted, reader = todo.pop()
         if path in trail.steps:
