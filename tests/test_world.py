@@ -286,9 +286,9 @@ def test_the_bench_has_its_own_seeds_and_its_file():
     made = captions.prompts(24, 0)
     assert len(set(made)) == 24
     assert [captions.named(text).scene for text in made] == list(SCENES) * 4
-    with open("resources/prompts/world.txt", encoding="utf-8") as file:
-        lines = file.read().splitlines()
-    assert lines == captions.prompts(len(lines), 0)
+    for count, name in ((6, "world"), (512, "world-512")):
+        with open(f"resources/prompts/{name}.txt", encoding="utf-8") as file:
+            assert file.read().splitlines() == captions.prompts(count, 0)
 
 
 # --- collections ---------------------------------------------------------------------------------------------------
