@@ -86,12 +86,12 @@ def test_flicker_extremes():
 def constant_flow(pixels, share=1.0):
     """A flow network that says: the top `share` of the rows moves `pixels` to the right, of what it is given."""
 
-    def pair_flow(a, b):
-        flow = torch.zeros(len(a), 2, *a.shape[-2:])
-        flow[:, 0, : round(share * a.shape[-2])] = pixels
+    def flow_on(frames):
+        flow = torch.zeros(len(frames) - 1, 2, *frames.shape[-2:])
+        flow[:, 0, : round(share * frames.shape[-2])] = pixels
         return flow
 
-    return pair_flow
+    return flow_on
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_mean_motion_does_not_depend_on_the_flow_size():
 def test_pairs_are_taken_at_eight_frames_per_second():
     seen = []
 
-    def pair_flow(a, b):
-        seen.append(len(a))
-        return torch.zeros(len(a), 2, *a.shape[-2:])
+    def flow_on(frames):
+        seen.append(len(frames) - 1)
+        return torch.zeros(len(frames) - 1, 2, *frames.shape[-2:])
 
     for fps in (4.0, 8.0, 16.0, 24.0):
-        motion.movement(np.zeros((17, 64, 64, 3), np.uint8), fps, pair_flow, (128, 128))
+        motion.movement(np.zeros((17, 64, 64, 3), np.uint8), fps, flow_on, (128, 128))
     assert seen == [16, 16, 8, 5]
 
 

@@ -452,11 +452,12 @@ def test_shared_features_give_the_flow_of_pairs(model, reading):
         assert torch.allclose(O[:, k], expected, atol=1e-5 * expected.abs().max().item() + 1e-5)
 
 
-def test_pair_flow_is_torchvisions():
+def test_flow_on_is_torchvisions():
     torch.manual_seed(0)
     network = freeze(optical_flow.raft_small(weights=None))
-    a, b = torch.rand(2, 2, 3, 128, 136) * 2 - 1
-    assert torch.allclose(raft.pair_flow(network, a, b, 2), network(a, b, num_flow_updates=2)[-1], atol=1e-5)
+    frames = torch.rand(3, 3, 128, 136) * 2 - 1
+    expected = network(frames[:-1], frames[1:], num_flow_updates=2)[-1]
+    assert torch.allclose(raft.flow_on(network, frames, 2), expected, atol=1e-5)
 
 
 class ByMatching(nn.Module):
@@ -502,7 +503,7 @@ def test_flow_is_in_pixels_of_its_size_x_to_the_right_y_down(right, down, readin
 def test_sizes_that_do_not_suit_raft_are_refused(size):
     network = freeze(optical_flow.raft_small(weights=None))
     with pytest.raises(Problem, match="multiples of 8, at least 128"):
-        raft.pair_flow(network, *torch.zeros(2, 1, 3, *size))
+        raft.flow_on(network, torch.zeros(2, 3, *size))
 
 
 def test_raft_loads_its_state_dict_and_nothing_else(tmp_path):

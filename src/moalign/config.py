@@ -31,7 +31,7 @@ REVISIONS = {
     "targets": 2,
     "align": 2,
     "sample": 3,
-    "bench": 3,
+    "bench": 4,
     "report": 5,
     "miniature": 2,
 }

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from moalign.manifest import Sample, Score
 
-PairFlow = Callable[[Tensor, Tensor], Tensor]  # frames a, b [N, 3, h, w] in [-1, 1] -> flow a -> b [N, 2, h, w], pixels
+FlowOn = Callable[[Tensor], Tensor]  # frames [N, 3, h, w] in [-1, 1] -> flow to the next one [N-1, 2, h, w], pixels
 
 # VBench's dynamic degree, as its evaluator computes it.
 RATE = 8  # frames per second that pairs are taken at, or the video's own rate where that is lower
@@ -33,12 +33,12 @@ RULES = {
 }
 
 
-def rate(sample: Sample, frames: np.ndarray, pair_flow: PairFlow, size: tuple[int, int]) -> list[Score]:
+def rate(sample: Sample, frames: np.ndarray, flow_on: FlowOn, size: tuple[int, int]) -> list[Score]:
     """Four scores of one video, uint8 frames [F, H, W, 3]; size: (h, w) that the flow network is used at.
 
     A video of one frame has no motion to measure and gets none.
     """
-    values = {"flicker": flicker(frames), **movement(frames, sample.fps, pair_flow, size)}
+    values = {"flicker": flicker(frames), **movement(frames, sample.fps, flow_on, size)}
     return [
         Score(sample.prompt_id, sample.index, sample.seed, metric, value, rater="motion", rule=RULES[metric])
         for metric, value in values.items()
@@ -58,12 +58,12 @@ def flicker(frames: np.ndarray) -> float | None:
     return (255.0 - np.mean(np.array(pairs)).item()) / 255.0
 
 
-def movement(frames: np.ndarray, fps: float, pair_flow: PairFlow, size: tuple[int, int]) -> dict[str, float | None]:
+def movement(frames: np.ndarray, fps: float, flow_on: FlowOn, size: tuple[int, int]) -> dict[str, float | None]:
     """Dynamic degree, mean motion and stillness of uint8 frames [F, H, W, 3], from the flow between sampled frames."""
     sampled = frames[:: max(1, round(fps / RATE))]
     if len(sampled) < 2:
         return dict.fromkeys(("dynamic", "motion", "still"))
-    speeds = magnitudes(sampled, pair_flow, size)
+    speeds = magnitudes(sampled, flow_on, size)
     side = min(speeds.shape[1:])
     fastest = [mean_of_fastest(pair) for pair in speeds]
     return {
@@ -73,11 +73,11 @@ def movement(frames: np.ndarray, fps: float, pair_flow: PairFlow, size: tuple[in
     }
 
 
-def magnitudes(frames: np.ndarray, pair_flow: PairFlow, size: tuple[int, int]) -> np.ndarray:
+def magnitudes(frames: np.ndarray, flow_on: FlowOn, size: tuple[int, int]) -> np.ndarray:
     """|flow| [F-1, h, w] between consecutive uint8 frames, at the flow network's size with the video's own aspect."""
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
     x = interpolate(x, flow_size(x.shape[-2:], size), mode="bilinear", align_corners=False, antialias=True)
-    u, v = pair_flow(x[:-1], x[1:]).float().cpu().numpy().transpose(1, 0, 2, 3)
+    u, v = flow_on(x).float().cpu().numpy().transpose(1, 0, 2, 3)
     return np.sqrt(np.square(u) + np.square(v))
 
 

@@ -56,10 +56,10 @@ def motion_rater(pin: BenchPin, given: Given, made: Making[Score]) -> Rater:
     place = device.use(pin.machine)
     network = raft.load(pin.flow).to(place)
 
-    def pair_flow(a: Tensor, b: Tensor) -> Tensor:
-        return raft.pair_flow(network, a.to(place), b.to(place), pin.flow.updates)
+    def flow_on(frames: Tensor) -> Tensor:
+        return raft.flow_on(network, frames.to(place), pin.flow.updates)
 
-    return lambda sample, frames: motion.rate(sample, frames, pair_flow, pin.flow.size)
+    return lambda sample, frames: motion.rate(sample, frames, flow_on, pin.flow.size)
 
 
 def physics_rater(pin: BenchPin, given: Given, made: Making[Score]) -> Rater:

@@ -82,10 +82,10 @@ def transitions(reading: str, flows: int, tubelet: int) -> list[list[tuple[int, 
 
 
 @torch.no_grad()
-def pair_flow(raft: nn.Module, a: Tensor, b: Tensor, updates: int = 12) -> Tensor:
-    """Flow from frames a to frames b, [N, 3, h, w] in [-1, 1] each -> [N, 2, h, w] in pixels."""
-    features = encode(raft, torch.cat([a, b]))
-    return match(raft, *features.chunk(2), a, updates)
+def flow_on(raft: nn.Module, frames: Tensor, updates: int = 12) -> Tensor:
+    """Flow from each frame to the next, [N, 3, h, w] in [-1, 1] -> [N-1, 2, h, w] in pixels."""
+    features = encode(raft, frames)
+    return match(raft, features[:-1], features[1:], frames[:-1], updates)
 
 
 def encode(raft: nn.Module, frames: Tensor) -> Tensor:
