@@ -349,9 +349,9 @@ def physics_results(folder, params, semantic):
     for run, name, seed in params.rows():
         (folder / "pin.yaml").write_text(config.dump(config.pin(params, "bench", run=run, seed=seed, bench=name)))
         where = f"{run}/s{seed}/{name}.jsonl"
-        [samples] = params.samples(run, name, seed)
-        with manifest.making(folder / samples, Sample, pin=folder / "pin.yaml") as made:
-            made.rows += [sample("none.mp4", prompt) for prompt in range(9)]
+        for shard, path in enumerate(params.samples(run, name, seed)):
+            with manifest.making(folder / path, Sample, pin=folder / "pin.yaml") as made:
+                made.rows += [] if shard else [sample("none.mp4", prompt) for prompt in range(9)]
         with manifest.making(folder / "scores" / where, Score, pin=folder / "pin.yaml") as made:
             still = params.runs[run].still_of
             for prompt in range(9):

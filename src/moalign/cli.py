@@ -288,6 +288,16 @@ COMMANDS = {
             Flag("out", "JSON file for the figures", optional=True),
         ),
     ),
+    "freeze": Command(
+        "moalign.stages.freeze:freeze",
+        "keep the scores of all rated rows in small files for git, with the tables that they make",
+        (Flag("results", "results/SCALE"), Flag("out", "folder for scores, report.yaml and tables")),
+    ),
+    "tables": Command(
+        "moalign.stages.freeze:tables",
+        "make the tables again from frozen scores",
+        (Flag("frozen", "folder that `freeze` wrote"), Flag("out", "folder for the tables")),
+    ),
     "trace": Command(
         "moalign.stages.trace:run",
         "walk from a number in a table back to everything that made it, and hash it all again",

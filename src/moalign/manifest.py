@@ -138,6 +138,17 @@ class Score:
     rule: str  # how the number is defined, in words
 
 
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A video and all its numbers, as `moalign freeze` keeps them: which metric is what, the header's notes say."""
+
+    prompt_id: int
+    index: int
+    seed: int
+    sha256: str  # of the video's file
+    values: dict[str, float]  # by metric; none where no rater had a number
+
+
 @dataclass(frozen=True)
 class Header:
     """The first line of every manifest: what it is, and what made it."""
@@ -254,6 +265,15 @@ def read(path: str | Path, kind: type[Row], where: Callable[[Row], bool] | None 
     if number - 1 != header.rows:
         raise Problem(f"{path}: promises {header.rows} rows and holds {number - 1}; remove it and run its stage again")
     return Manifest(path, header, rows)
+
+
+def kind(path: str | Path) -> str | None:
+    """What a manifest's rows are, from its first line; None where that cannot be told: `read` then says why."""
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            return json.loads(file.readline())["manifest"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _header(line: str, kind: type, path: Path) -> Header:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moalign import manifest
-from moalign.bench import scores, statistics, suite_scores
+from moalign.bench import frozen, scores, statistics, suite_scores
 from moalign.bench.gate import Anchor, Gate, judge_base
 from moalign.bench.scores import Difference, Key, Summary
 from moalign.bench.vbench import SUITES, Suite
 from moalign.config import Params
 from moalign.errors import Problem
-from moalign.manifest import Manifest, Sample, Score
+from moalign.manifest import Manifest, Score
 
 Values = dict[str, dict[int, dict[Key, float]]]  # of one metric: run -> seed of the training -> video
 Published = Mapping[str, Mapping[str, float | None]]  # run -> metric -> number of the paper, in the unit of `Metric`
@@ -70,7 +69,12 @@ SUITE_METRICS = {
 } | {suite_scores.TOTAL: Metric("Total", "%", 100, 1)}
 STATE_METRICS = ("SA_raw", "PC_raw", "SA_pass", "PC_pass")
 HEADLINES = ("Joint", suite_scores.TOTAL, "PC_pass")  # by one of these a base is set beside the paper's
+AGAINST = ("Joint", "SA", "PC", "SA_pass", "PC_pass", "laws_broken", "motion")  # what contrasts are shown on
 NOT_COMPARABLE, NOT_RUN = "not comparable", "not run"
+AGAINST_TEXT = (
+    "Paired by prompt, noise and training. p: exact McNemar for shares of one training, else that of the mean; not"
+    " adjusted. An interval of one training is of that training alone; one of all holds how trainings differ."
+)
 BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
 
@@ -93,6 +97,17 @@ class Contrast:
     base: str
     difference: Difference | None  # None where a video of either has no number
     published: float | None  # the paper's difference, in the unit of `Metric`
+
+
+@dataclass(frozen=True)
+class Against:
+    """One metric of our run minus that of another trained one, in one training or over all of them."""
+
+    metric: str
+    base: str
+    seed: int | None  # of both trainings; None: all
+    difference: Difference
+    p: float  # not adjusted
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,7 @@ class Table:
     gate: Gate | None = None  # of the base, where physics is rated
     matched: Matched | None = None  # where physics and motion are
     primary: Contrast | None = None  # in the first table that holds both its runs
+    against: tuple["Against", ...] = ()  # its run minus each trained one of this table, training by training
     dimensions: tuple[str, ...] = ()  # metrics that stand in a table of their own, a line each
     states: dict[str, dict[str, dict[str, Summary]]] = field(default_factory=dict)  # run -> state of matter -> metric
     published: Published = field(default_factory=dict)  # the paper's, where they may be set beside these
@@ -146,10 +162,9 @@ def make_table(
     for run in row.rows:
         rated[run], notes[run] = {}, {}
         for seed in params.seeds_of(run):
-            for path in params.samples(run, row.bench, seed):
-                keys |= {(video.prompt_id, video.index) for video in manifest.read(results / path, Sample).rows}
-            given = manifest.read(results / f"scores/{run}/s{seed}/{row.bench}.jsonl", Score)
+            given, due = frozen.rated(results, params, run, row.bench, seed)
             refuse_stand_ins(given)
+            keys |= due
             rated[run][seed] = given.rows + scores.joint(given.rows)
             notes[run][seed] = given.header.notes
             pins[run] = " ".join([*pins.get(run, "").split(), given.header.pin[:10]])
@@ -179,12 +194,15 @@ def make_table(
             run: {metric: replace(cell, verdict=cell.verdict and NOT_COMPARABLE) for metric, cell in of.items()}
             for run, of in cells.items()
         }
-    primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
+    primary, against = None, ()
+    if name == params.table_of_primary():
+        primary = primary_of(params, values, keys, published)
+        against = tuple(all_against(params, row.rows, values, keys))
     code = ", ".join(sorted(codes))
     states = {run: states_of(values, run, notes[run], keys) for run in row.rows}
     beside = published if params.scale == "paper" else {}  # below it orders alone may be compared
     not_run = tuple(run for run in published if run not in row.rows)
-    shown = (pins, code, gate, matched, primary, dimensions, states, beside, not_run, anchor)
+    shown = (pins, code, gate, matched, primary, against, dimensions, states, beside, not_run, anchor)
     return Table(name, row.title, row.bench, len(keys), rules, cells, *shown)
 
 
@@ -281,6 +299,25 @@ def primary_of(
     return Contrast(plan.metric, plan.ours, plan.base, difference, paper)
 
 
+def all_against(params: Params, rows: Iterable[str], values: dict[str, Values], keys: set[Key]) -> Iterable[Against]:
+    """The planned run minus each trained run of a table, on metrics that both have whole: the primary pair first."""
+    plan, ordered = params.primary, sorted(keys)
+    others = [run for run in rows if params.runs[run].method and run not in (plan.ours, plan.base)]
+    for base in (plan.base, *others):
+        for metric in (name for name in AGAINST if name in values):
+            ours, theirs = values[metric][plan.ours], values[metric][base]
+            if not all(key in of_seed for run in (ours, theirs) for of_seed in run.values() for key in keys):
+                continue
+            each = [{seed: of_seed} for seed, of_seed in sorted(ours.items())]
+            for a in [*each, ours] if len(each) > 1 else each:
+                b = {seed: theirs[seed] for seed in a} if a.keys() <= theirs.keys() else theirs
+                found = scores.difference(metric, a, b, keys)
+                p = found.p
+                if p is None:
+                    p = statistics.p_of_mean(*scores.flat(scores.stack(a, ordered) - scores.stack(b, ordered), ordered))
+                yield Against(metric, base, next(iter(a)) if len(a) == 1 else None, found, p)
+
+
 def paper_difference(published: Published, metric: str, ours: str, base: str) -> float | None:
     """The paper's difference of two rows; None where it has not both."""
     a, b = (published.get(run, {}).get(metric) for run in (ours, base))
@@ -301,7 +338,7 @@ def anchor_of(
         return None
     found = {metric: cell.summary for metric, cell in cells.get(base, {}).items()}
     if not found:
-        rows = manifest.read(results / f"scores/{base}/s0/{bench}.jsonl", Score).rows
+        rows = frozen.rated(results, params, base, bench, 0)[0].rows
         rows += scores.joint(rows)
         of_key = {metric: scores.by_key(rows, metric) for metric in HEADLINES}
         found = {metric: scores.summarise(metric, {0: of}, keys) for metric, of in of_key.items() if of}
@@ -331,7 +368,7 @@ def beside_base(
     base, bench = base_of(params, name), params.tables[name].bench
     if base is None:
         return None, None
-    given = manifest.read(results / f"scores/{base}/s0/{bench}.jsonl", Score)
+    given, _ = frozen.rated(results, params, base, bench, 0)
     motion = list(scores.by_key(given.rows, "motion").values())
     matched = None
     if "Joint" in values and "motion" in values and motion:
@@ -501,7 +538,20 @@ def parts(table: Table, params: Params) -> list[Part]:
         lines = [(run, [matched_cell(cell) for cell in cells]) for run, cells in shown.items()]
         heads = ["run", *BINS, "mean of the three"]
         found.append(Part("Joint at matched motion", matched_text(table.matched), heads, lines))
+    if table.against and table.primary.ours in rows:
+        lines = [(one.base, against_cells(one)) for one in table.against]
+        heads = [f"{table.primary.ours} minus", "metric", "training", "difference", "p"]
+        found.append(Part("Training by training", AGAINST_TEXT, heads, lines))
     return found
+
+
+def against_cells(found: Against) -> list[str]:
+    """A contrast in one training, or over all."""
+    shown, apart = metric_of(found.metric), found.difference
+    unit = f" ({shown.unit})" if shown.unit else ""
+    training = "all" if found.seed is None else f"s{found.seed}"
+    value = f"{shown.text(apart.mean, sign=True)} {shown.interval(apart, sign=True)}"
+    return [f"{shown.label}{unit}", training, value, p_text(found.p)]
 
 
 def state_cells(cells: dict[str, Summary], metrics: list[str]) -> list[str]:
