@@ -1,0 +1,125 @@
+"""Scores in git: what is frozen makes the same tables; the committed experiment's; and what its statistics can find."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from moalign import config, manifest
+from moalign.bench import frozen, scores, statistics
+from moalign.errors import Problem
+from moalign.manifest import Rated, Sample, Score
+from moalign.stages import freeze, plan
+
+TOP = Path(__file__).parents[1]
+EXPERIMENT = TOP / "docs/results"
+VIDEOS = 9
+RATED = ("cog-base", "cog-static", "cog-ft", "cog-videorepa", "cog-moalign")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A miniature of which five rows are rated; the motion of one video of one training has no number."""
+    params = config.load(TOP / "params.yaml", scale="miniature")
+    top = tmp_path / "results/miniature"
+    manifest.write_text(top / "pins/report.yaml", config.dump(config.pin(params, "report")))
+    rng = np.random.default_rng(0)
+    for run, bench, seed in params.rows():
+        if run not in RATED:
+            continue
+        pin = tmp_path / "pin.yaml"
+        pin.write_text(config.dump(config.pin(params, "bench", run=run, seed=seed, bench=bench)))
+        for shard, path in enumerate(params.samples(run, bench, seed)):
+            with manifest.making(top / path, Sample, pin=pin) as made:
+                for prompt in range(shard, VIDEOS, 4):
+                    made.files[f"{prompt}.mp4"] = {"sha256": f"{run}{seed}{prompt}", "bytes": 1}
+                    made.rows.append(Sample(prompt, "a", "a", 0, prompt, f"{prompt}.mp4", 8.0, 17))
+        with manifest.making(top / f"scores/{run}/s{seed}/{bench}.jsonl", Score, pin=pin) as made:
+            for prompt in range(VIDEOS):
+                for metric in ("SA", "PC", "SA_other"):
+                    value = float(rng.integers(3, 6)) - 2 * (metric != "SA")  # a base that passes its gate
+                    made.rows.append(Score(prompt, 0, prompt, metric, value, "physics", f"rule of {metric}"))
+                if (run, seed, prompt) != ("cog-ft", 1, 3):
+                    made.rows.append(Score(prompt, 0, prompt, "motion", rng.uniform(), "motion", "px"))
+            made.notes["reference"] = {"real": 4.9, "static": 5.0, "shuffled": 1.1}
+    return top
+
+
+def test_frozen_scores_make_the_same_tables(results, tmp_path):
+    freeze.freeze(str(results), str(tmp_path / "frozen"))
+    params = config.ReportPin.load(tmp_path / "frozen/report.yaml").params
+    assert params.tables["table1"].rows == RATED and list(params.tables) == ["table1", "table4", "others"]
+    made = {path.name: path.read_bytes() for path in (tmp_path / "frozen/tables").iterdir()}
+    assert len(made) == 6
+    for name, text in tables_of(results, params).items():
+        assert made[f"{name}.md"].decode() == text
+    assert b"`cog-repa` | not run | 0" in made["table4.md"]
+    assert b"Training by training" in made["table1.md"] and b"cog-ft is incomplete" in made["table1.md"]
+    shutil.rmtree(results)
+    freeze.tables(str(tmp_path / "frozen"), str(tmp_path / "again"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == made
+
+
+def tables_of(results, params):
+    """Markdown of all tables, from a results folder."""
+    found = freeze.published.make_tables(results, params)
+    return {table.name: freeze.bench_tables.markdown(table, params) for table in found}
+
+
+def test_a_frozen_line_is_a_video(results, tmp_path):
+    freeze.freeze(str(results), str(tmp_path / "frozen"))
+    path = tmp_path / "frozen/scores/cog-ft/s1/physics.jsonl"
+    rows = manifest.read(path, Rated).rows
+    assert sorted(row.prompt_id for row in rows) == list(range(VIDEOS))
+    [row] = [row for row in rows if row.prompt_id == 3]
+    assert row.sha256 == "cog-ft13" and "motion" not in row.values and row.values["SA"] >= 1
+    given, keys = frozen.thaw(path)
+    assert keys == {(prompt, 0) for prompt in range(VIDEOS)} and len(given.rows) == 4 * VIDEOS - 1
+    assert given.header.notes == {"reference": {"real": 4.9, "static": 5.0, "shuffled": 1.1}}
+
+
+def test_what_cannot_be_frozen_is_said(results, tmp_path):
+    freeze.freeze(str(results), str(tmp_path / "frozen"))
+    path = tmp_path / "frozen/scores/cog-ft/s1/physics.jsonl"
+    path.write_text(path.read_text().replace('"SA": [', '"other": ['))
+    with pytest.raises(Problem, match="no note says what SA is"):
+        frozen.thaw(path)
+    shutil.rmtree(results / "scores/cog-videorepa/s2")
+    freeze.freeze(str(results), str(tmp_path / "fewer"))
+    assert config.ReportPin.load(tmp_path / "fewer/report.yaml").params.primary is None
+    assert "Primary contrast" not in (tmp_path / "fewer/tables/table1.md").read_text()
+    shutil.rmtree(results / "scores")
+    with pytest.raises(Problem, match="no table has two rows"):
+        freeze.freeze(str(results), str(tmp_path / "none"))
+    with pytest.raises(Problem, match="takes a folder that `moalign freeze` wrote"):
+        freeze.tables(str(tmp_path), str(tmp_path / "none"))
+    with pytest.raises(Problem, match="takes results/SCALE"):
+        freeze.freeze(str(tmp_path), str(tmp_path / "none"))
+
+
+# --- what the experiment's statistics can find ------------------------------------------------------------------------
+
+
+def simulated(rng, n, gain, discordant):
+    """Joint of two methods on n prompts: a fifth passes with both, and one alone as often as asked."""
+    cut = np.cumsum([(discordant + gain) / 2, (discordant - gain) / 2, 0.2])
+    which = np.searchsorted(cut, rng.uniform(size=n))
+    return [
+        {0: {(prompt, 0): float(of[prompt] in passes) for prompt in range(n)}}
+        for of, passes in ((which, (0, 2)), (which, (1, 2)))
+    ]
+
+
+def test_a_planted_gain_is_found_as_often_as_the_plan_says_and_none_hardly_ever():
+    """512 prompts, as the miniature has: 5 points more pass, or none, on top of noise that the plan supposes."""
+    rng, trials, keys = np.random.default_rng(0), 150, [(prompt, 0) for prompt in range(512)]
+    for gain in (plan.GAIN, 0.0):
+        found = [scores.difference("Joint", *simulated(rng, 512, gain, plan.DISCORDANT), keys) for _ in range(trials)]
+        significant = sum(one.p <= 0.05 for one in found)
+        expected = statistics.power(512, gain, plan.DISCORDANT)
+        assert stats.binomtest(significant, trials, expected).pvalue > 0.01
+        decided = sum(statistics.verdict((one.low, one.high), 0.019) != "undecided" for one in found)
+        assert abs(decided - significant) <= 0.05 * trials, "the interval decides as the test does"
+        assert 0.5 < expected < 0.9 if gain else expected <= 0.05
