@@ -344,6 +344,24 @@ def test_joint_at_matched_motion():
     assert [found.n for found in twice] == [6, 6, 6, 18]
 
 
+def test_runs_are_paired_at_matched_motion():
+    """A run that moves less and passes where it moves less: its gain is gone once motion is matched."""
+    motion = {"base": {0: {(p, 0): float(p) for p in range(30)}}, "ours": {0: {(p, 0): p / 2 for p in range(30)}}}
+    passes = {run: {0: {key: float(m <= 9.5) for key, m in of[0].items()}} for run, of in motion.items()}
+    edges = (9.5, 12.5)
+    matched = {run: scores.weighted(passes[run], motion[run], edges) for run in passes}
+    for run, of_run in matched.items():
+        *_, mean = scores.at_motion(passes[run], motion[run], edges)
+        assert mean.mean == pytest.approx(np.mean(list(of_run[0].values()))) == pytest.approx(1 / 3)
+    plain, at_motion = (
+        scores.difference("laws", of["ours"], of["base"], passes["ours"][0]) for of in (passes, matched)
+    )
+    assert plain.mean == pytest.approx(1 / 3) and at_motion.mean == pytest.approx(0)
+    assert scores.weighted(passes["ours"], motion["ours"], (9.5, 20.0)) == {0: {}}
+    del motion["ours"][0][3, 0]
+    assert (3, 0) not in scores.weighted(passes["ours"], motion["ours"], edges)[0]
+
+
 def physics_results(folder, params, semantic):
     """Samples and scores of every row of the tables; the base's SA is `semantic`, a method's is always 4."""
     for run, name, seed in params.rows():

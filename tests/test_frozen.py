@@ -38,7 +38,7 @@ def results(tmp_path):
                     made.rows.append(Sample(prompt, "a", "a", 0, prompt, f"{prompt}.mp4", 8.0, 17))
         with manifest.making(top / f"scores/{run}/s{seed}/{bench}.jsonl", Score, pin=pin) as made:
             for prompt in range(VIDEOS):
-                for metric in ("SA", "PC", "SA_other"):
+                for metric in ("SA", "PC", "SA_other", "laws_broken"):
                     value = float(rng.integers(3, 6)) - 2 * (metric != "SA")  # a base that passes its gate
                     made.rows.append(Score(prompt, 0, prompt, metric, value, "physics", f"rule of {metric}"))
                 if (run, seed, prompt) != ("cog-ft", 1, 3):
@@ -57,6 +57,8 @@ def test_frozen_scores_make_the_same_tables(results, tmp_path):
         assert made[f"{name}.md"].decode() == text
     assert b"`cog-repa` | not run | 0" in made["table4.md"]
     assert b"Training by training" in made["table1.md"] and b"cog-ft is incomplete" in made["table1.md"]
+    assert made["table1.md"].count(b"| `cog-videorepa` | Laws broken (%) |") == 4  # three trainings, and all of them
+    assert b"| `cog-videorepa` | Joint at matched motion (%) | all |" in made["table1.md"]
     shutil.rmtree(results)
     freeze.tables(str(tmp_path / "frozen"), str(tmp_path / "again"))
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == made
@@ -76,7 +78,7 @@ def test_a_frozen_line_is_a_video(results, tmp_path):
     [row] = [row for row in rows if row.prompt_id == 3]
     assert row.sha256 == "cog-ft13" and "motion" not in row.values and row.values["SA"] >= 1
     given, keys = frozen.thaw(path)
-    assert keys == {(prompt, 0) for prompt in range(VIDEOS)} and len(given.rows) == 4 * VIDEOS - 1
+    assert keys == {(prompt, 0) for prompt in range(VIDEOS)} and len(given.rows) == 5 * VIDEOS - 1
     assert given.header.notes == {"reference": {"real": 4.9, "static": 5.0, "shuffled": 1.1}}
 
 

@@ -86,27 +86,48 @@ def summary(values: Sequence[float], prompts: Sequence[int], seeds: Sequence[int
 
 
 def at_motion(
-    values: dict[int, dict[Key, float]], motion: dict[int, dict[Key, float]], edges: Sequence[float]
+    values: dict[int, dict[Key, float]],
+    motion: dict[int, dict[Key, float]],
+    edges: Sequence[float],
+    binary: bool = True,
 ) -> list[Summary]:
     """Means in each bin of motion, then the mean of these means: what would be if the bins were equally full.
 
     values, motion: by key for each training's seed. Bin i holds motion up to edges[i], the last what is above them all.
-    A bin without a video has no mean, and then there is no mean of means.
+    A bin without a video has no mean, and then there is no mean of means. binary: values are 1 or 0.
     """
-    found = [
-        (int(np.searchsorted(edges, motion[seed][key])), value, key[0], seed)
-        for seed, of_seed in sorted(values.items())
-        for key, value in sorted(of_seed.items())
-        if key in motion[seed]
-    ]
-    bins = [[row[1:] for row in found if row[0] == number] for number in range(len(edges) + 1)]
-    summaries = [summary(*(zip(*rows, strict=True) if rows else ((), (), ())), binary=True) for rows in bins]
+    bins: list[list[tuple[float, int, int]]] = [[] for _ in range(len(edges) + 1)]
+    for seed, of_seed in sorted(values.items()):
+        for key, value in sorted(of_seed.items()):
+            if key in motion[seed]:
+                bins[int(np.searchsorted(edges, motion[seed][key]))].append((value, key[0], seed))
+    summaries = [summary(*(zip(*rows, strict=True) if rows else ((), (), ())), binary) for rows in bins]
     if not all(bins):
-        return [*summaries, Summary(None, None, None, len(found), ())]
-    share = [len(found) / len(bins) / len(rows) for rows in bins]
-    weighted = [value * share[number] for number, value, *_ in found]
-    _, _, prompts, seeds = zip(*found, strict=True)
-    return [*summaries, summary(weighted, prompts, seeds, binary=False)]
+        return [*summaries, Summary(None, None, None, sum(map(len, bins)), ())]
+    rows = [(key[0], seed, value) for seed, of in weighted(values, motion, edges).items() for key, value in of.items()]
+    prompts, seeds, found = zip(*rows, strict=True)
+    return [*summaries, summary(found, prompts, seeds, binary=False)]
+
+
+def weighted(
+    values: dict[int, dict[Key, float]], motion: dict[int, dict[Key, float]], edges: Sequence[float]
+) -> dict[int, dict[Key, float]]:
+    """Values whose mean is the mean of the bins' means (`at_motion`), so that two runs can be paired at matched motion.
+
+    Each times its bin's weight, the same over all trainings; nothing where a bin is empty.
+    """
+    bins = {
+        seed: {key: int(np.searchsorted(edges, motion[seed][key])) for key in sorted(of_seed) if key in motion[seed]}
+        for seed, of_seed in sorted(values.items())
+    }
+    count = np.bincount([number for of_seed in bins.values() for number in of_seed.values()], minlength=len(edges) + 1)
+    if not count.all():
+        return {seed: {} for seed in bins}
+    share = count.sum() / len(count) / count
+    return {
+        seed: {key: values[seed][key] * share[number] for key, number in of_seed.items()}
+        for seed, of_seed in bins.items()
+    }
 
 
 def difference(

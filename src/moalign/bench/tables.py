@@ -54,6 +54,8 @@ METRICS = {  # in the order of a table's columns
     "Joint": Metric("Joint", "%", 100, 1),
     "rules_broken": Metric("Rules broken", "%", 100, 1),
     "laws_broken": Metric("Laws broken", "%", 100, 1),
+    "Joint_matched": Metric("Joint at matched motion", "%", 100, 1),
+    "laws_matched": Metric("Laws broken at matched motion", "%", 100, 1),
     "flicker": Metric("Temporal flickering", "%", 100, 2),
     "dynamic": Metric("Dynamic degree", "%", 100, 1),
     "motion": Metric("Mean motion", "px", 1, 2),
@@ -69,11 +71,13 @@ SUITE_METRICS = {
 } | {suite_scores.TOTAL: Metric("Total", "%", 100, 1)}
 STATE_METRICS = ("SA_raw", "PC_raw", "SA_pass", "PC_pass")
 HEADLINES = ("Joint", suite_scores.TOTAL, "PC_pass")  # by one of these a base is set beside the paper's
-AGAINST = ("Joint", "SA", "PC", "SA_pass", "PC_pass", "laws_broken", "motion")  # what contrasts are shown on
+MATCHED = {"Joint": "Joint_matched", "laws_broken": "laws_matched"}  # metric -> its name where motion is matched
+AGAINST = ("Joint", "SA", "PC", "SA_pass", "PC_pass", "laws_broken", "motion", *MATCHED.values())  # contrasts shown
 NOT_COMPARABLE, NOT_RUN = "not comparable", "not run"
 AGAINST_TEXT = (
     "Paired by prompt, noise and training. p: exact McNemar for shares of one training, else that of the mean; not"
-    " adjusted. An interval of one training is of that training alone; one of all holds how trainings differ."
+    " adjusted. An interval of one training is of that training alone; one of all holds how trainings differ. At"
+    " matched motion each video is weighted by its bin, and one of all takes the bins over all trainings."
 )
 BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
@@ -112,11 +116,12 @@ class Against:
 
 @dataclass(frozen=True)
 class Matched:
-    """Joint at matched motion: a run that moves less breaks fewer laws, so videos that move alike are compared."""
+    """Metrics at matched motion: a run that moves less breaks fewer laws, so videos that move alike are compared."""
 
     base: str  # whose terciles of mean motion the bins are
     edges: tuple[float, ...]
-    rows: dict[str, list[Summary]]  # run -> each bin's, then that of the mean over the bins
+    rows: dict[str, list[Summary]]  # run -> each bin's Joint, then that of the mean over the bins
+    laws: dict[str, list[Summary]]  # the same of laws broken, where they are rated
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,14 @@ def make_table(
     primary, against = None, ()
     if name == params.table_of_primary():
         primary = primary_of(params, values, keys, published)
+        if matched:
+            values |= {
+                MATCHED[metric]: {
+                    run: scores.weighted(of_run, values["motion"][run], matched.edges)
+                    for run, of_run in values[metric].items()
+                }
+                for metric in MATCHED.keys() & values.keys()
+            }
         against = tuple(all_against(params, row.rows, values, keys))
     code = ", ".join(sorted(codes))
     states = {run: states_of(values, run, notes[run], keys) for run in row.rows}
@@ -373,8 +386,14 @@ def beside_base(
     matched = None
     if "Joint" in values and "motion" in values and motion:
         edges = tuple(np.quantile(motion, np.arange(1, len(BINS)) / len(BINS)).tolist())
-        rows = {run: scores.at_motion(values["Joint"][run], values["motion"][run], edges) for run in values["Joint"]}
-        matched = Matched(base, edges, rows)
+        rows, laws = (
+            {
+                run: scores.at_motion(of_run, values["motion"][run], edges, metric in scores.BINARY)
+                for run, of_run in values.get(metric, {}).items()
+            }
+            for metric in MATCHED
+        )
+        matched = Matched(base, edges, rows, laws)
     return judge_base(bench, base, given.rows, keys, given.header.notes.get("reference")), matched
 
 
@@ -534,10 +553,14 @@ def parts(table: Table, params: Params) -> list[Part]:
         heads = ["run, state of matter", "n", *(f"{METRICS[name].label} (%)" for name in metrics)]
         found.append(Part("By state of matter", "Means over the prompts of each state.", heads, lines))
     if table.matched:
-        shown = {run: cells for run, cells in table.matched.rows.items() if run in rows}
-        lines = [(run, [matched_cell(cell) for cell in cells]) for run, cells in shown.items()]
-        heads = ["run", *BINS, "mean of the three"]
-        found.append(Part("Joint at matched motion", matched_text(table.matched), heads, lines))
+        heads, note = ["run", *BINS, "mean of the three"], matched_text(table.matched)
+        for metric, of_run in zip(MATCHED, (table.matched.rows, table.matched.laws), strict=True):
+            if of_run:
+                label = metric_of(MATCHED[metric]).label
+                lines = [(run, [matched_cell(cell) for cell in of_run[run]]) for run in rows]
+                found.append(
+                    Part(label, f"{label} (%): {note}" if metric == "Joint" else "Bins as above.", heads, lines)
+                )
     if table.against and table.primary.ours in rows:
         lines = [(one.base, against_cells(one)) for one in table.against]
         heads = [f"{table.primary.ours} minus", "metric", "training", "difference", "p"]
@@ -564,9 +587,9 @@ def matched_text(matched: Matched) -> str:
     """What the bins of matched motion are."""
     low, high = (METRICS["motion"].text(edge) for edge in matched.edges)
     return (
-        f"Joint (%) at matched motion: the bins are the terciles of {matched.base}'s mean motion, up to {low} px, up to"
-        f" {high} px, and above; each with its number of videos. The mean of the three is what Joint would be if the"
-        " run moved as the base does; there is none where a bin is empty."
+        f"the bins are the terciles of {matched.base}'s mean motion, up to {low} px, up to {high} px, and above; each"
+        " with its number of videos. The mean of the three is what Joint would be if the run moved as the base does;"
+        " there is none where a bin is empty."
     )
 
 
