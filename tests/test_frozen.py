@@ -52,7 +52,7 @@ def test_frozen_scores_make_the_same_tables(results, tmp_path):
     params = config.ReportPin.load(tmp_path / "frozen/report.yaml").params
     assert params.tables["table1"].rows == RATED and list(params.tables) == ["table1", "table4", "others"]
     made = {path.name: path.read_bytes() for path in (tmp_path / "frozen/tables").iterdir()}
-    assert len(made) == 6
+    assert len(made) == 7 and made["contrasts.svg"].startswith(b"<svg")
     for name, text in tables_of(results, params).items():
         assert made[f"{name}.md"].decode() == text
     assert b"`cog-repa` | not run | 0" in made["table4.md"]

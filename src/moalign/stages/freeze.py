@@ -15,6 +15,7 @@ from moalign.bench import tables as bench_tables
 from moalign.config import Params, ReportPin
 from moalign.errors import Problem
 from moalign.progress import say
+from moalign.report import contrasts, plots
 
 PIN = "report.yaml"
 
@@ -36,7 +37,7 @@ def freeze(results: str, out: str) -> None:
 
 
 def tables(frozen: str, out: str) -> None:
-    """Make every table from frozen scores, as Markdown and as LaTeX."""
+    """Make every table from frozen scores, as Markdown and as LaTeX, and the plot of the contrasts."""
     folder = Path(frozen)
     if not (folder / PIN).exists():
         raise Problem(f"{frozen}: no {PIN}; --frozen takes a folder that `moalign freeze` wrote")
@@ -44,6 +45,9 @@ def tables(frozen: str, out: str) -> None:
     for table in published.make_tables(folder, params):
         manifest.write_text(Path(out) / f"{table.name}.md", bench_tables.markdown(table, params))
         manifest.write_text(Path(out) / f"{table.name}.tex", latex.latex(table, params))
+        if table.against:
+            svg = plots.standalone(contrasts.picture(table), plots.PAPER_COLOURS)
+            manifest.write_text(Path(out) / "contrasts.svg", svg)
     say(f"{out}: {len(params.tables)} tables")
 
 
