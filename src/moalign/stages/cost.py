@@ -30,8 +30,9 @@ from moalign.stages import throughput
 from moalign.teacher import raft, videomae
 
 CARDS = {"H100": 80, "H200": 141, "A100": 80}  # GB of memory; peaks are throughput.PEAK
-CORE = 30e9  # FLOP/s of one CPU core in fp32, a modest one
-REACHED = {  # share of the peak, and how that is known
+CORE = 100e9  # FLOP/s of one CPU core in fp32: AVX2 at 3 GHz
+OF_CORE = 0.5, "assumed"  # share of it that any stage reaches
+REACHED = {  # share of a GPU's peak, and how that is known
     "synth": (0.40, "assumed"),
     "flow": (0.10, "assumed: small convolutions"),
     "encode": (0.25, "assumed: 3D convolutions"),
@@ -42,7 +43,7 @@ REACHED = {  # share of the peak, and how that is known
     "bench": (0.10, "assumed"),
 }
 ON_CPU = ("subset", "draw")  # stages whose jobs ask for no GPU; their hours are a core's
-DECODE = 4.0  # seconds of a core for one clip of the sources: found, decoded, resized, encoded again
+DECODE = 1.2e-7  # seconds of a core per pixel stored of the sources: found, decoded, resized, encoded again
 RATED = {"vbench": 12 * 3600 / 4720}  # seconds per video: half a day of one H100 for its standard suite (its issue 195)
 STATE = 16  # bytes of weight, gradient and two moments, fp32
 KEPT = {  # bytes per token, channel and block that the way back needs, measured on an H200 (docs/performance.md)
@@ -187,19 +188,23 @@ def workers(params: Params, stage: str) -> int:
 def counted(params: Params, stage: str, kind: str, peak: float) -> Price:
     """A price by what is counted."""
     if stage in ("subset", "draw"):
-        per_clip = DECODE if kind == "store" else 1e-4
+        per_clip = DECODE * clip_pixels(params) if kind == "store" else 1e-4
         return Price(per_clip, clip_bytes(params) if kind == "store" else 0.0, "assumed")
-    share, known = REACHED[stage]
+    share, known = OF_CORE if params.machine.device == "cpu" else REACHED[stage]
     if stage == "bench" and (fixed := RATED.get(params.benches[kind].suite)):
         return Price(fixed, 0.0, "as its users report")
     work, size = WORK[stage](params, kind)
     return Price(work / (peak * share), size, f"counted, {100 * share:.0f} % of the peak ({known})")
 
 
+def clip_pixels(params: Params) -> float:
+    """Of a stored clip, 3:2."""
+    return params.subset.frames * params.subset.short_side**2 * 1.5
+
+
 def clip_bytes(params: Params) -> float:
-    """Of a stored clip: H.264 at a tenth of a bit per pixel, 3:2."""
-    width = params.subset.short_side * 1.5
-    return 0.1 / 8 * params.subset.frames * params.subset.short_side * width
+    """Of a stored clip: H.264 at a tenth of a bit per pixel."""
+    return 0.1 / 8 * clip_pixels(params)
 
 
 def of_synth(params: Params, kind: str) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def run(
     print(
         f"Plan of scale {settings.scale}: {nodes} node{'s' * (nodes > 1)} of {gpus} {card}"
         if on_gpu
-        else f"Plan of scale {settings.scale}: one machine, {settings.machine.threads} threads"
+        else f"Plan of scale {settings.scale}: one machine, a job at a time, on {settings.machine.threads} of its cores"
     )
     stages = by_stage(settings, all_jobs, priced, devices)
     print_stages(stages, unit)
