@@ -577,6 +577,25 @@ def against_cells(found: Against) -> list[str]:
     return [f"{shown.label}{unit}", training, value, p_text(found.p)]
 
 
+def panels(table: Table) -> tuple[list[tuple[str, str, bool]], list[tuple[str, list[tuple | None]]]]:
+    """The contrasts of a table for a plot: lines (training, base, whether it is the one to look at), which all panels
+    share, and a panel for each metric with mean, low and high in its unit, None where there is none.
+    """
+    lines = list(dict.fromkeys((one.base, one.seed) for one in table.against))
+    several = any(seed is None for _, seed in lines)
+    found = []
+    for metric in (name for name in AGAINST if name not in MATCHED.values()):
+        shown = metric_of(metric)
+        of_line = {(one.base, one.seed): one.difference for one in table.against if one.metric == metric}
+        ends = [(apart.mean, apart.low, apart.high) if (apart := of_line.get(line)) else None for line in lines]
+        if of_line:
+            unit = f", {shown.unit}" if shown.unit else ""
+            scaled = [end and tuple(shown.factor * value for value in end) for end in ends]
+            found.append((f"{shown.label}{unit}", scaled))
+    names = [("all" if seed is None else f"s{seed}", base, seed is None or not several) for base, seed in lines]
+    return names, found
+
+
 def state_cells(cells: dict[str, Summary], metrics: list[str]) -> list[str]:
     """A run's means in one state of matter, the number of them first."""
     n = min(cells[name].n for name in metrics)

@@ -209,39 +209,32 @@ def scatter(name: str, points: Sequence[Point], x_label: str, y_label: str, titl
         return to_svg(figure, name)
 
 
-@dataclass(frozen=True)
-class Apart:
-    """A line of `forest`: a difference's name, the group that it stands in, and whether it is the one to look at."""
-
-    label: str
-    group: str
-    main: bool
-
-
+Line = tuple[str, str, bool]  # of `forest`: a difference's name, its group, whether it is the one to look at
 Ends = tuple[float, float, float]  # mean, low, high
 
 
-def forest(name: str, lines: Sequence[Apart], panels: Sequence[tuple[str, Sequence[Ends | None]]], title: str) -> str:
+def forest(name: str, lines: Sequence[Line], panels: Sequence[tuple[str, Sequence[Ends | None]]], title: str) -> str:
     """Differences with their intervals, a line each in every panel, beside a rule at 0; groups stand apart."""
-    groups = list(dict.fromkeys(line.group for line in lines))
-    heights = [at + 1.4 * groups.index(line.group) for at, line in enumerate(lines)]
+    of_line = [group for _, group, _ in lines]
+    groups = list(dict.fromkeys(of_line))
+    heights = [at + 1.4 * groups.index(group) for at, group in enumerate(of_line)]
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(2 * WIDTH, 0.75 + 0.17 * (heights[-1] + 2)))
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.12})[0]
         place(figure, right=0.1, left=1.25)
         for axis, (metric, found) in zip(axes, panels, strict=True):
             axis.axvline(0, color=MUTED, linewidth=0.8)
-            for at, line, ends in zip(heights, lines, found, strict=True):
+            for at, (_, _, main), ends in zip(heights, lines, found, strict=True):
                 if ends is not None:
-                    colour, wide = (SERIES[1], 1.4) if line.main else (MUTED, 0.9)
+                    colour, wide = (SERIES[1], 1.4) if main else (MUTED, 0.9)
                     axis.plot(ends[1:], (at, at), color=colour, linewidth=wide)
-                    axis.plot(ends[0], at, "o", color=colour, markersize=4 if line.main else 3)
+                    axis.plot(ends[0], at, "o", color=colour, markersize=4 if main else 3)
             axis.set_title(metric, loc="left")
             axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.spines["left"].set_visible(False)
             axis.tick_params(axis="y", length=0)
-        heads = [heights[[line.group for line in lines].index(group)] - 1 for group in groups]
-        ticks = sorted([*zip(heights, [line.label for line in lines], strict=True), *zip(heads, groups, strict=True)])
+        heads = [heights[of_line.index(group)] - 1 for group in groups]
+        ticks = sorted([*zip(heights, [label for label, *_ in lines], strict=True), *zip(heads, groups, strict=True)])
         axes[0].set_yticks([at for at, _ in ticks], [text for _, text in ticks])
         axes[0].set_ylim(heights[-1] + 0.8, -1.8)
         axes[0].annotate(title, (0, 1), (-1.2 * 72, 5), "axes fraction", "offset points", color=MUTED, fontsize=8)

@@ -15,7 +15,7 @@ from moalign.bench import tables as bench_tables
 from moalign.config import Params, ReportPin
 from moalign.errors import Problem
 from moalign.progress import say
-from moalign.report import contrasts, plots
+from moalign.report import plots
 
 PIN = "report.yaml"
 
@@ -46,8 +46,8 @@ def tables(frozen: str, out: str) -> None:
         manifest.write_text(Path(out) / f"{table.name}.md", bench_tables.markdown(table, params))
         manifest.write_text(Path(out) / f"{table.name}.tex", latex.latex(table, params))
         if table.against:
-            svg = plots.standalone(contrasts.picture(table), plots.PAPER_COLOURS)
-            manifest.write_text(Path(out) / "contrasts.svg", svg)
+            svg = plots.forest("contrasts", *bench_tables.panels(table), f"{table.primary.ours} minus")
+            manifest.write_text(Path(out) / "contrasts.svg", plots.standalone(svg, plots.PAPER_COLOURS))
     say(f"{out}: {len(params.tables)} tables")
 
 

@@ -32,7 +32,7 @@ from moalign.config import Params, ReportPin, make_grid
 from moalign.errors import Problem
 from moalign.manifest import Choice, Clip, Drawn, Flow, Header, Latent, Manifest, Sample, Score, Target, Weights
 from moalign.progress import say
-from moalign.report import contrasts, pictures, plots
+from moalign.report import pictures, plots
 from moalign.report.plots import Curve, Point
 from moalign.study import table as table6
 from moalign.teacher import raft
@@ -507,8 +507,9 @@ def compared_view(params: Params, filled: list[Table], figures: Figures) -> list
     for table in filled:
         rows = tables.rows_shown(table, params)
         if table.against and table.primary.ours in rows:
-            plot = figures.plot(f"contrasts-{table.name}", contrasts.picture(table))
-            drawn.append((plot, f"{table.primary.ours} minus other trained runs, with 95 % intervals: {table.title}."))
+            name, ours = f"contrasts-{table.name}", table.primary.ours
+            plot = figures.plot(name, plots.forest(name, *tables.panels(table), f"{ours} minus"))
+            drawn.append((plot, f"{ours} minus other trained runs, with 95 % intervals: {table.title}."))
         metric = next((name for name in PLAUSIBLE if name in table.rules), None)
         if metric is None:
             continue
