@@ -101,6 +101,36 @@ def test_what_cannot_be_frozen_is_said(results, tmp_path):
         freeze.freeze(str(tmp_path), str(tmp_path / "none"))
 
 
+# --- the experiment in docs/results -----------------------------------------------------------------------------------
+
+
+def test_the_experiment_s_tables_are_made_again(tmp_path):
+    freeze.tables(str(EXPERIMENT), str(tmp_path))
+    made, kept = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (tmp_path, EXPERIMENT / "tables")
+    )
+    assert made.keys() == kept.keys()
+    assert [name for name in made if made[name] != kept[name]] == []
+
+
+def test_the_experiment_is_as_it_was_planned():
+    """512 prompts, three trainings of each method, all videos rated, the primary comparison among them."""
+    params = config.ReportPin.load(EXPERIMENT / "report.yaml").params
+    assert params.primary.base == "cog-videorepa" and params.table_of_primary() == "table1"
+    assert config.load(TOP / "params.yaml", scale="miniature").align == params.align
+    for run, bench, seed in params.rows():
+        given = manifest.read(EXPERIMENT / f"scores/{run}/s{seed}/{bench}.jsonl", Rated)
+        assert len({(row.prompt_id, row.index) for row in given.rows}) == 512
+        assert all(len(row.values) == 8 and len(row.sha256) == 64 for row in given.rows)
+    assert {len(params.seeds_of(run)) for run in ("cog-ft", "cog-videorepa", "cog-moalign")} == {3}
+
+
+def test_numbers_in_its_text_are_those_of_its_tables():
+    kept = "".join(path.read_text() for path in (EXPERIMENT / "tables").glob("*.md")).splitlines()
+    quoted = [line for line in (TOP / "docs/results.md").read_text().splitlines() if line.startswith("| `cog-")]
+    assert len(quoted) > 10 and [line for line in quoted if line not in kept] == []
+
+
 # --- what the experiment's statistics can find ------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ variables, so that a plot follows the page into the dark.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -209,6 +209,15 @@ def scatter(name: str, points: Sequence[Point], x_label: str, y_label: str, titl
         return to_svg(figure, name)
 
 
+def probe(R2: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
+    """What `moalign probe` read from tokens: velocity against appearance."""
+    points = [
+        Point(name.replace(", cog-", ", ").replace(", wan-", ", "), of["velocity"], of["appearance"])
+        for name, of in R2.items()
+    ]
+    return scatter("probe", points, "appearance, R²", "velocity, R²", "Read from a token by a linear map")
+
+
 Line = tuple[str, str, bool]  # of `forest`: a difference's name, its group, whether it is the one to look at
 Ends = tuple[float, float, float]  # mean, low, high
 
@@ -220,7 +229,7 @@ def forest(name: str, lines: Sequence[Line], panels: Sequence[tuple[str, Sequenc
     heights = [at + 1.4 * groups.index(group) for at, group in enumerate(of_line)]
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(2 * WIDTH, 0.75 + 0.17 * (heights[-1] + 2)))
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.12})[0]
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.2})[0]
         place(figure, right=0.1, left=1.25)
         for axis, (metric, found) in zip(axes, panels, strict=True):
             axis.axvline(0, color=MUTED, linewidth=0.8)
@@ -230,7 +239,7 @@ def forest(name: str, lines: Sequence[Line], panels: Sequence[tuple[str, Sequenc
                     axis.plot(ends[1:], (at, at), color=colour, linewidth=wide)
                     axis.plot(ends[0], at, "o", color=colour, markersize=4 if main else 3)
             axis.set_title(metric, loc="left")
-            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_locator(MaxNLocator(3))
             axis.spines["left"].set_visible(False)
             axis.tick_params(axis="y", length=0)
         heads = [heights[of_line.index(group)] - 1 for group in groups]

@@ -7,6 +7,7 @@ Of every table the rows whose trainings are all rated; what is left out is said.
 rest of it still runs. Nothing is trained, sampled or rated here.
 """
 
+import json
 from pathlib import Path
 
 from moalign import config, manifest
@@ -17,7 +18,7 @@ from moalign.errors import Problem
 from moalign.progress import say
 from moalign.report import plots
 
-PIN = "report.yaml"
+PIN, PROBE = "report.yaml", "probe.json"
 
 
 def freeze(results: str, out: str) -> None:
@@ -32,12 +33,14 @@ def freeze(results: str, out: str) -> None:
         path = folder / f"scores/{run}/s{seed}/{bench}.jsonl"
         manifest.write_text(path, frozen.freeze(top, done, run, bench, seed))
     manifest.write_text(folder / PIN, config.dump(config.pin(done, "report")))
+    if (top / "report" / PROBE).exists():
+        manifest.write_text(folder / PROBE, (top / "report" / PROBE).read_text(encoding="utf-8"))
     tables(str(folder), str(folder / "tables"))
     say(f"{folder}: {len(cells)} trainings' scores; left out, not rated: {left_out(params, done)}")
 
 
 def tables(frozen: str, out: str) -> None:
-    """Make every table from frozen scores, as Markdown and as LaTeX, and the plot of the contrasts."""
+    """Make every table from frozen scores, as Markdown and as LaTeX, and the plots of the contrasts and the probe."""
     folder = Path(frozen)
     if not (folder / PIN).exists():
         raise Problem(f"{frozen}: no {PIN}; --frozen takes a folder that `moalign freeze` wrote")
@@ -48,6 +51,9 @@ def tables(frozen: str, out: str) -> None:
         if table.against:
             svg = plots.forest("contrasts", *bench_tables.panels(table), f"{table.primary.ours} minus")
             manifest.write_text(Path(out) / "contrasts.svg", plots.standalone(svg, plots.PAPER_COLOURS))
+    if (folder / PROBE).exists():
+        svg = plots.probe(json.loads((folder / PROBE).read_text(encoding="utf-8"))["R2"])
+        manifest.write_text(Path(out) / "probe.svg", plots.standalone(svg, plots.PAPER_COLOURS))
     say(f"{out}: {len(params.tables)} tables")
 
 

@@ -658,16 +658,11 @@ def probe_view(results: Path, figures: Figures) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    points = [
-        Point(name.replace(", cog-", ", ").replace(", wan-", ", "), of["velocity"], of["appearance"])
-        for name, of in found["R2"].items()
-    ]
-    svg = plots.scatter("probe", points, "appearance, R²", "velocity, R²", "Read from a token by a linear map")
     rows = [
         (name, ["{:.3f} [{:.3f}, {:.3f}]".format(*of[what]) for what in ("velocity", "appearance")])
         for name, of in found["R2"].items()
     ]
-    return {"plot": figures.plot("probe", svg), "rows": rows, "clips": found["clips"]}
+    return {"plot": figures.plot("probe", plots.probe(found["R2"])), "rows": rows, "clips": found["clips"]}
 
 
 # --- trainings
