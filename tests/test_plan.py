@@ -108,6 +108,18 @@ def test_jobs_that_ran_tell_what_the_others_cost(smoke):
     assert all("pace" in price.known or price.known.startswith(("counted", "assumed")) for price in others.values())
 
 
+def test_stills_tell_no_pace(smoke):
+    """They take seconds and count no operation."""
+    jobs = cost.jobs(smoke)
+    stills = [job for job in jobs if job.kind.startswith("still")]
+    pace = dict.fromkeys((job.stage for job in jobs), 1.0)
+    bare = cost.prices(smoke, jobs, {}, cost.CORE)
+    priced = cost.prices(smoke, jobs, headers(smoke, stills, pace), cost.CORE)
+    assert {key for key in priced if priced[key] != bare[key]} == {("sample", stills[0].kind)}
+    more = [*stills, next(job for job in jobs if job.stage == "sample" and job not in stills)]
+    assert cost.prices(smoke, jobs, headers(smoke, more, pace), cost.CORE)["sample", more[-1].kind].known == "measured"
+
+
 def test_the_plan_prints_and_writes_its_totals(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(TOP)
     assert plan.run(scale="smoke", results=str(tmp_path), out=str(tmp_path / "plan.json")) == 0

@@ -168,8 +168,10 @@ def prices(params: Params, all_jobs: list[Job], headers: dict[str, dict], peak: 
     for stage in dict.fromkeys(stage for stage, _ in found):
         kinds = [key for key in found if key[0] == stage]
         measured, others = [key for key in kinds if units[key]], [key for key in kinds if not units[key]]
-        if measured and others:  # what is counted of the others goes by what was measured of these
-            ratio = statistics.median(found[key].seconds / counted(params, *key, peak).seconds for key in measured)
+        before = {key: counted(params, *key, peak).seconds for key in measured} if others else {}
+        ratios = [found[key].seconds / seconds for key, seconds in before.items() if seconds]  # a still's count is 0
+        if ratios:  # what is counted of the others goes by what was measured of these
+            ratio = statistics.median(ratios)
             for key in others:
                 price = found[key]
                 found[key] = Price(
