@@ -97,10 +97,9 @@ def at_motion(
     A bin without a video has no mean, and then there is no mean of means. binary: values are 1 or 0.
     """
     bins: list[list[tuple[float, int, int]]] = [[] for _ in range(len(edges) + 1)]
-    for seed, of_seed in sorted(values.items()):
-        for key, value in sorted(of_seed.items()):
-            if key in motion[seed]:
-                bins[int(np.searchsorted(edges, motion[seed][key]))].append((value, key[0], seed))
+    for seed, of_seed in bins_of(values, motion, edges).items():
+        for key, number in of_seed.items():
+            bins[number].append((values[seed][key], key[0], seed))
     summaries = [summary(*(zip(*rows, strict=True) if rows else ((), (), ())), binary) for rows in bins]
     if not all(bins):
         return [*summaries, Summary(None, None, None, sum(map(len, bins)), ())]
@@ -116,10 +115,7 @@ def weighted(
 
     Each times its bin's weight, the same over all trainings; nothing where a bin is empty.
     """
-    bins = {
-        seed: {key: int(np.searchsorted(edges, motion[seed][key])) for key in sorted(of_seed) if key in motion[seed]}
-        for seed, of_seed in sorted(values.items())
-    }
+    bins = bins_of(values, motion, edges)
     count = np.bincount([number for of_seed in bins.values() for number in of_seed.values()], minlength=len(edges) + 1)
     if not count.all():
         return {seed: {} for seed in bins}
@@ -127,6 +123,16 @@ def weighted(
     return {
         seed: {key: values[seed][key] * share[number] for key, number in of_seed.items()}
         for seed, of_seed in bins.items()
+    }
+
+
+def bins_of(
+    values: dict[int, dict[Key, float]], motion: dict[int, dict[Key, float]], edges: Sequence[float]
+) -> dict[int, dict[Key, int]]:
+    """The bin of each video that has a value and a motion, by seed and key, in order."""
+    return {
+        seed: {key: int(np.searchsorted(edges, motion[seed][key])) for key in sorted(of_seed) if key in motion[seed]}
+        for seed, of_seed in sorted(values.items())
     }
 
 
