@@ -82,6 +82,49 @@ def test_a_share_without_a_pass_is_no_certain_zero():
     assert statistics.share(np.ones(8), np.zeros(8), np.zeros(8)) == pytest.approx((0, 1), abs=1e-6)  # one prompt
 
 
+@pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 20), (3, 0, 50), (12, 2, 50), (1, 30, 80), (20, 0, 20)])
+def test_tango_is_where_the_score_test_reaches_its_quantile(b, c, n):
+    """The share of pairs of c's kind under a difference d by maximising the likelihood, not by the closed form."""
+
+    def z(d):
+        shares = np.linspace(max(0, -d), min(1, (1 - d) / 2), 200_001)
+        free, ours = 1 - 2 * shares - d, shares + d
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kinds = ((b, ours), (c, shares), (n - b - c, free))
+            likelihood = sum(np.where(count == 0, 0, count * np.log(share)) for count, share in kinds)
+        q = shares[np.nanargmax(likelihood)]
+        return ((b - c) - n * d) / math.sqrt(n * (2 * q + d * (1 - d)))
+
+    low, high = statistics.tango(b, c, n)
+    assert low <= (b - c) / n <= high
+    assert statistics.tango(c, b, n) == pytest.approx((-high, -low))
+    for end, side in ((low, 1), (high, -1)):
+        assert abs(end) == 1 or z(end) == pytest.approx(side * stats.norm.isf(0.025), abs=2e-3)
+
+
+@pytest.mark.parametrize(("trainings", "rare"), [(1, -2.4), (3, -2.4), (3, -1.5)])
+def test_share_apart_covers_where_hardly_any_pass(trainings, rare):
+    """1 to 7 % pass, and each training errs in its own way; weighted passes too."""
+    rng, held, narrow, weighted = np.random.default_rng(6), [], [], []
+    weight = np.tile(np.where(np.arange(120) < 60, 0.8, 1.2), trainings)
+    for _ in range(600):
+        a, b = (
+            (rng.normal(size=(trainings, 120)) + rng.normal(0, 0.1, (trainings, 1)) < rare + lift) for lift in (0.3, 0)
+        )
+        apart = (a * 1.0 - b).ravel()
+        training, prompt = (of.ravel().tolist() for of in np.indices(a.shape))
+        truth = stats.norm.cdf((rare + 0.3) / math.sqrt(1.01)) - stats.norm.cdf(rare / math.sqrt(1.01))
+        for found, values, of in (
+            (held, apart, statistics.share_apart),
+            (weighted, apart * weight, statistics.share_apart),
+            (narrow, apart, statistics.interval),
+        ):
+            low, high = of(values, prompt, training)
+            found.append(low <= truth <= high)
+    assert min(np.mean(held), np.mean(weighted)) >= 0.95
+    assert np.mean(narrow) < (0.88 if trainings == 1 else 0.98)  # the prompts resampled: 84 %
+
+
 def test_cells_may_differ_in_their_number_of_videos():
     """With as many videos in each, half of them dropped at random: the ratio's interval still covers."""
     rng, held = np.random.default_rng(4), []
@@ -270,9 +313,11 @@ def test_scores_do_not_depend_on_order():
 def test_ties_leave_everything_open():
     """Pairs that all agree: no difference, and no evidence of one."""
     passes = {(prompt, 0): float(prompt % 3 == 0) for prompt in range(30)}
+    bound = statistics.wilson(0, 30)[1]  # of the share of pairs that differ
     for trainings in ({0: passes}, {0: passes, 1: passes}):
         found = scores.difference("Joint", trainings, trainings, passes)
-        assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+        assert (found.mean, found.p) == (0, 1)
+        assert (found.low, found.high) == pytest.approx((-bound, bound))
         assert statistics.verdict((found.low, found.high), 1.9) == "undecided"
 
 

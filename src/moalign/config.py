@@ -32,7 +32,7 @@ REVISIONS = {
     "align": 2,
     "sample": 3,
     "bench": 4,
-    "report": 6,
+    "report": 7,
     "miniature": 2,
 }
 

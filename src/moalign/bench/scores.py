@@ -15,6 +15,7 @@ from moalign.manifest import Score
 
 Key = tuple[int, int]  # prompt_id, index
 BINARY = ("dynamic", "still", "Joint", "SA_pass", "PC_pass")  # metrics that are 1 or 0 for a video
+WEIGHTED = ("Joint_matched",)  # such a metric times the weights of `weighted`
 PASS = 4  # VideoPhy2: semantic adherence and physical commonsense are 1-5, a pass is both >= 4
 
 
@@ -36,7 +37,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    p: float | None  # for a metric of BINARY
+    p: float | None  # for a metric of BINARY or WEIGHTED
     discordant: float | None  # share of pairs of which one passes, where p is exact McNemar's
 
 
@@ -105,7 +106,7 @@ def at_motion(
         return [*summaries, Summary(None, None, None, sum(map(len, bins)), ())]
     rows = [(key[0], seed, value) for seed, of in weighted(values, motion, edges).items() for key, value in of.items()]
     prompts, seeds, found = zip(*rows, strict=True)
-    return [*summaries, summary(found, prompts, seeds, binary=False)]
+    return [*summaries, summary(found, prompts, seeds, binary)]
 
 
 def weighted(
@@ -142,7 +143,7 @@ def difference(
     """Paired difference of the means, a run minus a base, with its 95 % interval; nothing may be missing.
 
     p is exact McNemar's for one training on either side and one video per prompt. Videos of one prompt are no
-    independent pairs, nor are those of one training; p is then that of the mean, with both as random effects.
+    independent pairs, nor are those of one training; p is then `statistics.p_of_shares`, with both as random effects.
     Trainings pair by seed; a run without a training meets each training of the other.
     """
     keys = sorted(keys)
@@ -150,12 +151,12 @@ def difference(
         raise Problem(f"scores: trainings with seeds {sorted(ours)} cannot be paired with seeds {sorted(base)}")
     a, b = stack(ours, keys), stack(base, keys)
     apart, prompts, seeds = flat(a - b, keys)
-    low, high = statistics.interval(apart, prompts, seeds)
-    p = discordant = None
+    passes, p, discordant = metric in (*BINARY, *WEIGHTED), None, None
+    low, high = (statistics.share_apart if passes else statistics.interval)(apart, prompts, seeds)
     if metric in BINARY and len(a) == len(b) == 1 and len(set(prompts)) == len(keys):
         p, discordant = statistics.mcnemar_exact(a[0], b[0]), float(np.mean(a != b))
-    elif metric in BINARY:
-        p = statistics.p_of_mean(apart, prompts, seeds)
+    elif passes:
+        p = statistics.p_of_shares(apart, prompts, seeds)
     return Difference(float(apart.mean()), low, high, p, discordant)
 
 

@@ -89,19 +89,52 @@ def bootstrap(values: np.ndarray, prompts: Sequence[int], seed: int = 0, draws: 
 
 
 def share(passes: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> tuple[float, float]:
-    """Interval of the share of passes [N] of 0 and 1: Wilson's, of as many independent videos as would tell as much.
+    """Interval of the share of passes [N] of 0 and 1, or of these times weights of mean 1: Wilson's, of `worth`."""
+    n = worth(passes, prompts, trainings)
+    return wilson(min(float(np.mean(passes)), 1.0) * n, n)
 
-    That is N for one video per prompt of one training. Otherwise it follows from `reach`; where all is passed, or
-    nothing, it is the number of prompts, so that none of many is not a certain 0.
+
+def share_apart(apart: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> tuple[float, float]:
+    """Interval of the difference of two shares, from paired passes' differences [N]: Tango's, of `worth`.
+
+    -1, 0 and 1, or the differences of weighted passes. Resampled pairs of which hardly any differ bound too little, and
+    nothing where none does.
     """
-    passes = np.asarray(passes, dtype=np.float64)
-    N, P, mean = len(passes), len(set(prompts)), float(passes.mean())
-    if len(set(trainings)) == 1 and P == N:
-        return wilson(passes.sum(), N)
-    half = reach(parts(passes, prompts, trainings))
-    n = norm.isf((1 - LEVEL) / 2) ** 2 * mean * (1 - mean) / half**2 if half else P
-    n = min(max(n, 1e-9), N)
-    return wilson(mean * n, n)
+    n = worth(apart, prompts, trainings)
+    return tango(n * float(np.mean(np.maximum(apart, 0))), n * float(np.mean(np.maximum(np.negative(apart), 0))), n)
+
+
+def worth(values: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> float:
+    """How many independent videos would tell as much of the mean of values [N]; N at most.
+
+    That is N for a -1, 0 or 1 of one video per prompt of one training. Otherwise it follows from `reach`; where that is
+    0, as all are alike, it is the number of prompts, so that none of many is not a certain 0.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    N, P = len(values), len(set(prompts))
+    if len(set(trainings)) == 1 and P == N and np.isin(values, (-1, 0, 1)).all():
+        return N
+    half = reach(parts(values, prompts, trainings))
+    n = norm.isf((1 - LEVEL) / 2) ** 2 * values.var() / half**2 if half else P
+    return min(max(float(n), 1e-9), N)
+
+
+def tango(ours: float, base: float, n: float) -> tuple[float, float]:
+    """Tango's score interval of the difference of shares of n pairs: one passes alone in `ours`, the other in `base`.
+
+    Where |z| of the test of a difference d reaches the normal quantile; at d = 0 that is McNemar's without correction.
+    """
+    mean, z2 = (ours - base) / n, norm.isf((1 - LEVEL) / 2) ** 2
+
+    def beyond(d: float) -> float:
+        B, C = (2 * n - ours + base) * d - ours - base, -base * d * (1 - d)
+        q = (math.sqrt(max(B * B - 8 * n * C, 0.0)) - B) / (4 * n)  # share of pairs of `base`'s kind, were d true
+        return (n * (mean - d)) ** 2 - z2 * n * (2 * q + d * (1 - d))
+
+    step = 1e-9  # off the mean itself, a root where no pair differs
+    low = brentq(beyond, -1, mean - step) if mean - step > -1 else -1.0
+    high = brentq(beyond, mean + step, 1) if mean + step < 1 else 1.0
+    return low, high
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
@@ -118,6 +151,13 @@ def p_of_mean(values: np.ndarray, prompts: Sequence[int], trainings: Sequence[in
     if reach(variance, 1 - 1e-12) < mean:
         return 0.0
     return math.exp(brentq(lambda p: reach(variance, 1 - math.exp(p)) - mean, math.log(1e-12), 0.0))
+
+
+def p_of_shares(apart: np.ndarray, prompts: Sequence[int], trainings: Sequence[int]) -> float:
+    """`p_of_mean` of paired passes' differences [N], and no less than McNemar's, were all N independent."""
+    squares = float(np.sum(np.square(apart)))
+    z = abs(float(np.sum(apart))) / math.sqrt(squares) if squares else 0.0
+    return max(p_of_mean(apart, prompts, trainings), float(2 * norm.sf(z)))
 
 
 def verdict(ends: tuple[float, float], expected: float) -> Literal["agrees", "differs", "undecided"]:
