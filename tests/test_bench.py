@@ -397,9 +397,9 @@ def test_tables_show_methods_only_where_the_base_passes(tmp_path, scale, semanti
     bare = {run for run in table.rows if params.runs[run].method is None}
     assert shown == (set(table.rows) if passed or scale == "smoke" else bare)
     assert ("did not pass its gate" in text) != passed
-    static = table.matched.rows["cog-static"]
+    static = table.matched.rows["Joint"]["cog-static"]
     assert [found.n for found in static] == [9, 0, 0, 9] and static[-1].mean is None
-    assert [found.n for found in table.matched.rows["cog-base"]] == [3, 3, 3, 9]
+    assert [found.n for found in table.matched.rows["Joint"]["cog-base"]] == [3, 3, 3, 9]
     assert ("Primary contrast" in text) == (passed or scale == "smoke")  # it compares methods
     other = tables.make_table(tmp_path, params, "table4")  # the base is no row of it
     assert other.gate == table.gate and other.matched.edges == table.matched.edges

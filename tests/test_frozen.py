@@ -134,23 +134,25 @@ def test_numbers_in_its_text_are_those_of_its_tables():
 # --- what the experiment's statistics can find ------------------------------------------------------------------------
 
 
-def simulated(rng, n, gain, discordant):
+def simulated(rng, n, trainings, gain, discordant):
     """Joint of two methods on n prompts: a fifth passes with both, and one alone as often as asked."""
     cut = np.cumsum([(discordant + gain) / 2, (discordant - gain) / 2, 0.2])
-    which = np.searchsorted(cut, rng.uniform(size=n))
+    which = np.searchsorted(cut, rng.uniform(size=(trainings, n)))
     return [
-        {0: {(prompt, 0): float(of[prompt] in passes) for prompt in range(n)}}
-        for of, passes in ((which, (0, 2)), (which, (1, 2)))
+        {seed: {(prompt, 0): float(of[prompt] in passes) for prompt in range(n)} for seed, of in enumerate(which)}
+        for passes in ((0, 2), (1, 2))
     ]
 
 
-def test_a_planted_gain_is_found_as_often_as_the_plan_says_and_none_hardly_ever():
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_a_planted_gain_is_found_as_often_as_the_plan_says_and_none_hardly_ever(trainings):
     """512 prompts, as the miniature has: 5 points more pass, or none, on top of noise that the plan supposes."""
     rng, trials, keys = np.random.default_rng(0), 150, [(prompt, 0) for prompt in range(512)]
     for gain in (plan.GAIN, 0.0):
-        found = [scores.difference("Joint", *simulated(rng, 512, gain, plan.DISCORDANT), keys) for _ in range(trials)]
+        made = (simulated(rng, 512, trainings, gain, plan.DISCORDANT) for _ in range(trials))
+        found = [scores.difference("Joint", *pair, keys) for pair in made]
         significant = sum(one.p <= 0.05 for one in found)
-        expected = statistics.power(512, gain, plan.DISCORDANT)
+        expected = statistics.power_of_all(512, gain, plan.DISCORDANT, trainings)
         assert stats.binomtest(significant, trials, expected).pvalue > 0.01
         decided = sum(statistics.verdict((one.low, one.high), 0.019) != "undecided" for one in found)
         assert abs(decided - significant) <= 0.05 * trials, "the interval decides as the test does"

@@ -1,5 +1,6 @@
 """The tables: Score rows of each run of a table, summarised, compared with its first row, and written as Markdown."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -77,7 +78,7 @@ NOT_COMPARABLE, NOT_RUN = "not comparable", "not run"
 AGAINST_TEXT = (
     "Paired by prompt, noise and training. p: exact McNemar for shares of one training, else that of the mean; not"
     " adjusted. An interval of one training is of that training alone; one of all holds how trainings differ. At"
-    " matched motion each video is weighted by its bin, and one of all takes the bins over all trainings."
+    " matched motion each video is weighted by its bin, the bins filled by the trainings of that line."
 )
 BINS = ("slow", "middle", "fast")  # terciles of the base run's mean motion
 
@@ -120,8 +121,7 @@ class Matched:
 
     base: str  # whose terciles of mean motion the bins are
     edges: tuple[float, ...]
-    rows: dict[str, list[Summary]]  # run -> each bin's Joint, then that of the mean over the bins
-    laws: dict[str, list[Summary]]  # the same of laws broken, where they are rated
+    rows: dict[str, dict[str, list[Summary]]]  # metric of MATCHED -> run -> bins, then their mean
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Table:
     gate: Gate | None = None  # of the base, where physics is rated
     matched: Matched | None = None  # where physics and motion are
     primary: Contrast | None = None  # in the first table that holds both its runs
-    against: tuple["Against", ...] = ()  # its run minus each trained one of this table, training by training
+    against: tuple[Against, ...] = ()  # its run minus each trained one of this table, training by training
     dimensions: tuple[str, ...] = ()  # metrics that stand in a table of their own, a line each
     states: dict[str, dict[str, dict[str, Summary]]] = field(default_factory=dict)  # run -> state of matter -> metric
     published: Published = field(default_factory=dict)  # the paper's, where they may be set beside these
@@ -202,15 +202,7 @@ def make_table(
     primary, against = None, ()
     if name == params.table_of_primary():
         primary = primary_of(params, values, keys, published)
-        if matched:
-            values |= {
-                MATCHED[metric]: {
-                    run: scores.weighted(of_run, values["motion"][run], matched.edges)
-                    for run, of_run in values[metric].items()
-                }
-                for metric in MATCHED.keys() & values.keys()
-            }
-        against = tuple(all_against(params, row.rows, values, keys))
+        against = tuple(all_against(params, row.rows, values, keys, matched))
     code = ", ".join(sorted(codes))
     states = {run: states_of(values, run, notes[run], keys) for run in row.rows}
     beside = published if params.scale == "paper" else {}  # below it orders alone may be compared
@@ -298,9 +290,7 @@ def refuse_stand_ins(given: Manifest[Score]) -> None:
         )
 
 
-def primary_of(
-    params: Params, values: dict[str, dict[str, dict[int, dict[Key, float]]]], keys: set[Key], published: Published
-) -> Contrast:
+def primary_of(params: Params, values: dict[str, Values], keys: set[Key], published: Published) -> Contrast:
     """The primary contrast, from values by metric, run, seed and key."""
     plan = params.primary
     ours, base = (values.get(plan.metric, {}).get(run, {}) for run in (plan.ours, plan.base))
@@ -312,23 +302,38 @@ def primary_of(
     return Contrast(plan.metric, plan.ours, plan.base, difference, paper)
 
 
-def all_against(params: Params, rows: Iterable[str], values: dict[str, Values], keys: set[Key]) -> Iterable[Against]:
+def all_against(
+    params: Params, rows: Iterable[str], values: dict[str, Values], keys: set[Key], matched: Matched | None
+) -> Iterable[Against]:
     """The planned run minus each trained run of a table, on metrics that both have whole: the primary pair first."""
     plan, ordered = params.primary, sorted(keys)
     others = [run for run in rows if params.runs[run].method and run not in (plan.ours, plan.base)]
-    for base in (plan.base, *others):
-        for metric in (name for name in AGAINST if name in values):
-            ours, theirs = values[metric][plan.ours], values[metric][base]
-            if not all(key in of_seed for run in (ours, theirs) for of_seed in run.values() for key in keys):
+    seeds = params.seeds_of(plan.ours)
+    for base, metric in itertools.product((plan.base, *others), AGAINST):
+        for some in [*((seed,) for seed in seeds), seeds] if len(seeds) > 1 else [seeds]:
+            theirs = some if set(some) <= set(params.seeds_of(base)) else params.seeds_of(base)
+            a = of_trainings(metric, plan.ours, some, values, matched)
+            b = of_trainings(metric, base, theirs, values, matched)
+            if not all(key in of_seed for of_run in (a, b) for of_seed in of_run.values() for key in keys):
                 continue
-            each = [{seed: of_seed} for seed, of_seed in sorted(ours.items())]
-            for a in [*each, ours] if len(each) > 1 else each:
-                b = {seed: theirs[seed] for seed in a} if a.keys() <= theirs.keys() else theirs
-                found = scores.difference(metric, a, b, keys)
-                p = found.p
-                if p is None:
-                    p = statistics.p_of_mean(*scores.flat(scores.stack(a, ordered) - scores.stack(b, ordered), ordered))
-                yield Against(metric, base, next(iter(a)) if len(a) == 1 else None, found, p)
+            found = scores.difference(metric, a, b, keys)
+            p = found.p
+            if p is None:
+                p = statistics.p_of_mean(*scores.flat(scores.stack(a, ordered) - scores.stack(b, ordered), ordered))
+            yield Against(metric, base, some[0] if len(some) == 1 else None, found, p)
+
+
+def of_trainings(
+    metric: str, run: str, seeds: Iterable[int], values: dict[str, Values], matched: Matched | None
+) -> dict[int, dict[Key, float]]:
+    """One metric of some trainings of a run by key, weighted by these trainings' bins where it is one of MATCHED's."""
+    raw = next((name for name, weighted in MATCHED.items() if weighted == metric), metric)
+    if raw not in values or (raw != metric and matched is None):
+        return {seed: {} for seed in seeds}
+    found = {seed: values[raw][run][seed] for seed in seeds}
+    if raw == metric:
+        return found
+    return scores.weighted(found, {seed: values["motion"][run][seed] for seed in seeds}, matched.edges)
 
 
 def paper_difference(published: Published, metric: str, ours: str, base: str) -> float | None:
@@ -375,9 +380,9 @@ def base_of(params: Params, name: str) -> str | None:
 
 
 def beside_base(
-    results: Path, params: Params, name: str, keys: set[Key], values: dict[str, dict[str, dict[int, dict[Key, float]]]]
+    results: Path, params: Params, name: str, keys: set[Key], values: dict[str, Values]
 ) -> tuple[Gate | None, Matched | None]:
-    """The gate of a table's base, and Joint in bins of its motion. values: metric -> run -> seed -> key."""
+    """The gate of a table's base, and the metrics of MATCHED in bins of its motion."""
     base, bench = base_of(params, name), params.tables[name].bench
     if base is None:
         return None, None
@@ -386,14 +391,15 @@ def beside_base(
     matched = None
     if "Joint" in values and "motion" in values and motion:
         edges = tuple(np.quantile(motion, np.arange(1, len(BINS)) / len(BINS)).tolist())
-        rows, laws = (
-            {
+        rows = {
+            metric: {
                 run: scores.at_motion(of_run, values["motion"][run], edges, metric in scores.BINARY)
-                for run, of_run in values.get(metric, {}).items()
+                for run, of_run in values[metric].items()
             }
             for metric in MATCHED
-        )
-        matched = Matched(base, edges, rows, laws)
+            if metric in values
+        }
+        matched = Matched(base, edges, rows)
     return judge_base(bench, base, given.rows, keys, given.header.notes.get("reference")), matched
 
 
@@ -535,7 +541,7 @@ class Part:
 
 
 def parts(table: Table, params: Params) -> list[Part]:
-    """What stands below a table: dimensions of a suite, states of matter, Joint at matched motion."""
+    """What stands below a table: dimensions of a suite, states of matter, matched motion, contrasts."""
     rows, found = rows_shown(table, params), []
     if table.dimensions:
         first, *others = rows
@@ -554,13 +560,11 @@ def parts(table: Table, params: Params) -> list[Part]:
         found.append(Part("By state of matter", "Means over the prompts of each state.", heads, lines))
     if table.matched:
         heads, note = ["run", *BINS, "mean of the three"], matched_text(table.matched)
-        for metric, of_run in zip(MATCHED, (table.matched.rows, table.matched.laws), strict=True):
-            if of_run:
-                label = metric_of(MATCHED[metric]).label
-                lines = [(run, [matched_cell(cell) for cell in of_run[run]]) for run in rows]
-                found.append(
-                    Part(label, f"{label} (%): {note}" if metric == "Joint" else "Bins as above.", heads, lines)
-                )
+        for metric, of_run in table.matched.rows.items():
+            shown = metric_of(MATCHED[metric])
+            lines = [(run, [matched_cell(shown, cell) for cell in of_run[run]]) for run in rows]
+            found.append(Part(shown.label, f"In {shown.unit}; {note}", heads, lines))
+            note = "bins as above."
     if table.against and table.primary.ours in rows:
         lines = [(one.base, against_cells(one)) for one in table.against]
         heads = [f"{table.primary.ours} minus", "metric", "training", "difference", "p"]
@@ -607,14 +611,14 @@ def matched_text(matched: Matched) -> str:
     low, high = (METRICS["motion"].text(edge) for edge in matched.edges)
     return (
         f"the bins are the terciles of {matched.base}'s mean motion, up to {low} px, up to {high} px, and above; each"
-        " with its number of videos. The mean of the three is what Joint would be if the run moved as the base does;"
+        " with its number of videos. The mean of the three gives the bins the same weight, as they have in the base;"
         " there is none where a bin is empty."
     )
 
 
-def matched_cell(found: Summary) -> str:
-    """Joint in one bin."""
-    return "-" if found.mean is None else f"{mean_text(METRICS['Joint'], found)} n = {found.n}"
+def matched_cell(metric: Metric, found: Summary) -> str:
+    """A metric in one bin."""
+    return "-" if found.mean is None else f"{mean_text(metric, found)} n = {found.n}"
 
 
 def line(*cells: str) -> str:

@@ -160,7 +160,11 @@ def print_tables(params: Params, all_jobs: list[Job], priced: Priced, unit: str)
 
 def print_subsets(params: Params, all_jobs: list[Job], priced: Priced, unit: str) -> None:
     """What a bench costs with fewer prompts; how wide the interval of a difference is then, what chance a gain has."""
-    print(f"\n{'bench':10} {'videos':>7} {unit:>11}   {'± points':>8}   {100 * GAIN:.0f} points found")
+    trainings = max(len(params.seeds_of(run)) for run in params.runs)
+    heads = [f"by {n} training{'s' * (n > 1)}" for n in sorted({1, trainings})]
+    print(
+        f"\n{'bench':10} {'videos':>7} {unit:>11}   {'± points':>8}   {100 * GAIN:.0f} points found {', '.join(heads)}"
+    )
     for bench in dict.fromkeys(table.bench for table in params.tables.values()):
         videos = cost.count_videos(params, bench)
         hours = sum(
@@ -171,13 +175,14 @@ def print_subsets(params: Params, all_jobs: list[Job], priced: Priced, unit: str
         for part in (1, 2, 4):
             n = max(1, videos // part)
             half = 196 * math.sqrt(DISCORDANT / n)
-            found = 100 * statistics.power(n, GAIN, DISCORDANT)
+            found = [100 * statistics.power_of_all(n, GAIN, DISCORDANT, count) for count in sorted({1, trainings})]
             name = bench if part == 1 else ""
-            print(f"{name:10} {n:7,} {hours / HOUR / part:11,.2f}   {half:8.1f}   {found:11.0f} %")
+            chances = ", ".join(f"{chance:.0f} %" for chance in found)
+            print(f"{name:10} {n:7,} {hours / HOUR / part:11,.2f}   {half:8.1f}   {chances:>11}")
     print(
         "± points: half the 95 % interval of a difference of passes, where one of two runs alone passes on"
-        f" {100 * DISCORDANT:.0f} % of the videos; found: a true gain\nof {100 * GAIN:.0f} points, at p <= 0.05, by one"
-        " training of each. Less discordance, or more trainings, find it more often."
+        f" {100 * DISCORDANT:.0f} % of the videos; found: a true gain\nof {100 * GAIN:.0f} points, at p <= 0.05, with videos"
+        " independent. Several trainings speak for others too, and find it less often where these differ."
     )
 
 

@@ -231,7 +231,7 @@ def matched_numbers(matched: tables.Matched) -> dict[str, Any]:
     """Joint in each bin of motion and their mean, of every row."""
     rows = {
         run: {name: tables.summary_numbers(it) for name, it in zip((*tables.BINS, "mean"), found, strict=True)}
-        for run, found in matched.rows.items()
+        for run, found in matched.rows["Joint"].items()
     }
     return {"base": matched.base, "edges": [tables.rounded(edge) for edge in matched.edges], "rows": rows}
 
