@@ -41,7 +41,7 @@ def small(run: str) -> config.AlignPin:
             "backbone": row,
             "encoder": params.encoder.model_copy(update={"size": VIEW}),
             "align": pin.align.model_copy(update={"layer": (LAYER,), "precision": "fp32"}),
-            "machine": config.Machine(device="cpu", threads=1, processes=1),
+            "machine": config.Processor(device="cpu", threads=1),
         }
     )
 

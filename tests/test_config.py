@@ -75,6 +75,17 @@ def test_an_edit_reaches_only_the_pins_that_use_it():
         assert config.pin(before, stage) == config.pin(after, stage)
 
 
+def test_the_number_of_ranks_reruns_nothing():
+    before = config.load(TOP / "params.yaml", scale="paper")
+    after = before.model_copy(update={"machine": before.machine.model_copy(update={"processes": 8})})
+    for stage in ("synth", "flow", "teacher"):
+        assert config.pin(before, stage) == config.pin(after, stage)
+    for run, bench, seed in before.rows():
+        for stage in ("align", "sample", "bench") if before.runs[run].method else ("sample", "bench"):
+            names = {"run": run, "seed": seed, "bench": bench}
+            assert config.pin(before, stage, **names) == config.pin(after, stage, **names)
+
+
 def test_the_primary_contrast_reaches_the_report_alone():
     for scale in SCALES:
         before = config.load(TOP / "params.yaml", scale=scale)

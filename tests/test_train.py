@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from moalign import config, manifest, shards, video
 from moalign.backbones import miniature
-from moalign.config import Machine
+from moalign.config import Processor
 from moalign.errors import Problem
 from moalign.stages import align, teacher
 from moalign.teacher import motion, raft, videomae
@@ -326,9 +326,9 @@ def test_checkpoints_belong_to_a_pin_and_its_data(tmp_path):
     assert first.parent == made("three", "other data", 0.6).parent
     assert first != made("four", "other data", 0.6)
     assert first.parent != made("five", "made once", 0.5, "stage: flow\nrevision: 2\n").parent
-    split = "stage: flow\nrevision: 1\nmachine: {{device: cpu, processes: {}}}\nalign: {{sharding: {}, lr: {}}}\n"
+    split = "stage: flow\nrevision: 1\nmachine: {{device: cpu}}\nalign: {{micro_batch: {}, sharding: {}, lr: {}}}\n"
     four = made("six", "made once", 0.5, split.format(4, "none", 1.0))
-    assert four == made("seven", "made once", 0.5, split.format(8, "full", 1.0)), "goes on with more GPUs"
+    assert four == made("seven", "made once", 0.5, split.format(8, "full", 1.0)), "goes on with other GPUs"
     assert four.parent != made("eight", "made once", 0.5, split.format(4, "none", 2.0)).parent
 
 
@@ -380,7 +380,7 @@ def test_micro_batches():
 def test_a_missing_gpu_is_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Problem, match="cuda"):
-        distributed.start(Machine(device="cuda", threads=1, processes=1), "bf16")
+        distributed.start(Processor(device="cuda", threads=1), "bf16")
 
 
 def test_reading_ahead_keeps_the_order_and_passes_on_errors():
@@ -532,7 +532,7 @@ def world(tmp_path_factory) -> World:
             "encoder": params.encoder.model_copy(update={"weights": str(top / "videomae.pth")}),
             "align": params.align.model_copy(update=short | {"batch": 2}),
             "teacher": params.teacher.model_copy(update=short | {"batch": 4}),
-            "machine": Machine(device="cpu", threads=1, processes=1),
+            "machine": Processor(device="cpu", threads=1),
         }
     )
     miniature.build(top / "cogvideox", "cogvideox", seed=0)

@@ -44,8 +44,8 @@ def finished(tmp_path_factory) -> Path:
     """A folder in which the smoke chain has run, as far as Snakemake can tell."""
     folder = tmp_path_factory.mktemp("workflow")
     shutil.copy(TOP / "params.yaml", folder)
-    for name in ("scales", "resources"):
-        (folder / name).symlink_to(TOP / name)
+    shutil.copytree(TOP / "scales", folder / "scales")
+    (folder / "resources").symlink_to(TOP / "resources")
     pinned = snakemake(folder, "pins")  # in earnest: their text decides what is current
     assert pinned.returncode == 0, pinned.stderr
     for row in summary(folder):
@@ -224,6 +224,17 @@ def test_flow_as_a_video_waits_for_raft_and_the_vae_and_for_no_teacher(rows):
 
 def test_switching_wandb_reruns_the_report_alone(finished):
     assert set(planned(finished, "wandb", "mode: offline", "mode: disabled")) == {"pin", "plan", "report", "all"}
+
+
+def test_the_number_of_ranks_reruns_the_report_alone(finished):
+    scale = finished / "scales/miniature.yaml"
+    before = scale.read_text()
+    assert "processes: 1" in before
+    scale.write_text(before.replace("processes: 1", "processes: 2"))
+    try:
+        assert set(planned(finished)) == {"pin", "plan", "report", "all"}
+    finally:
+        scale.write_text(before)
 
 
 def test_a_mistake_in_the_parameters_stops_at_once(finished, tmp_path):

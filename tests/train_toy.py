@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moalign.config import Machine, Optimiser
+from moalign.config import Processor, Optimiser
 from moalign.errors import Problem
 from moalign.train import distributed, loop
 
@@ -100,7 +100,7 @@ def train(
     """Run, or go on, below `work`."""
     torch.manual_seed(7)
     task = Task(dropout)
-    accelerator = distributed.start(Machine(device="cpu", threads=1, processes=1), "fp32")
+    accelerator = distributed.start(Processor(device="cpu", threads=1), "fp32")
     plan = loop.Plan("toy", "toy", settings, seed=3, tokens=1, best=best)
     data = loop.Data(Clips("train", 10, broken), Clips("heldout", heldout, broken), collate)
     return loop.fit(task, data, plan, accelerator, work, {"made": "by a test"}), task

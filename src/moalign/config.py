@@ -344,14 +344,19 @@ class Wandb(Section):
     project: str
 
 
-class Machine(Section):
-    """What one process may use."""
+class Processor(Section):
+    """What one process computes with."""
 
     device: Literal["cpu", "cuda"]
     threads: Count
     """CPU threads of one process"""
+
+
+class Machine(Processor):
+    """What a job may use."""
+
     processes: Count
-    """ranks of one training, one per GPU"""
+    """ranks of one training, one per GPU; no pin has them, so that editing them reruns nothing"""
 
 
 class Fit(Section):
@@ -808,7 +813,7 @@ class Pin(Section):
 class ComputePin(Pin):
     """A share of a job that computes with torch: device and threads decide the last bits of what it makes."""
 
-    machine: Machine
+    machine: Processor
 
 
 class CollectPin(Pin):
@@ -919,7 +924,7 @@ def pin(params: Params, stage: str, **names: Any) -> Pin:
         return DrawPin(**made, **_draws(params))
     if stage == "report":
         return ReportPin(**made, params=params.model_copy(update={"pretraining": None}))
-    made |= {"machine": params.machine}
+    made |= {"machine": Processor(device=params.machine.device, threads=params.machine.threads)}
     if stage == "synth":
         return SynthPin(**made, synth=params.synth, backbone=params.backbones[params.synth.backbone])
     if stage == "flow":

@@ -2,11 +2,11 @@
 
 import torch
 
-from moalign.config import Machine
+from moalign.config import Processor
 from moalign.errors import Problem
 
 
-def use(machine: Machine) -> torch.device:
+def use(machine: Processor) -> torch.device:
     """Set torch's threads and choose its device; Problem where a GPU is asked for and there is none."""
     torch.set_num_threads(machine.threads)
     if machine.device == "cuda" and not torch.cuda.is_available():

@@ -88,7 +88,7 @@ rule probe:
         align=[f"{RESULTS}/pins/align/{run}-s{PARAMS.seeds[0]}.yaml" for run in probed()[:1]],
         clips=per_shard("clips", PARAMS.align.train_on),
         flow=per_shard("flow", PARAMS.align.train_on),
-        latents=per_shard(f"latents/{PARAMS.teacher.backbone}", PARAMS.align.train_on),
+        latents=per_shard(f"latents/{PARAMS.teacher.backbone}", PARAMS.align.train_on) if probed() else [],
         teacher=rules.teacher.output,
         runs=[f"{RESULTS}/runs/{run}/s{PARAMS.seeds[0]}/manifest.jsonl" for run in probed()],
     output:

@@ -136,10 +136,11 @@ def launch(wildcards, resources):
             f"machine.processes: {ranks} ranks cannot be shared evenly by {nodes} nodes (profile: nodes)"
         )
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # SLURM's warning too: else torchrun dies and leaves its ranks
-    ranks_here = f"--nproc-per-node {ranks // nodes} --signals-to-handle {signals} -m moalign"
+    grace = "--shutdown-timeout 110"  # a checkpoint is written meanwhile; the profile warns 120 s before the end
+    ranks_here = f"--nproc-per-node {ranks // nodes} --signals-to-handle {signals} {grace} -m moalign"
     if nodes == 1:
         return f"torchrun --standalone {ranks_here}"
-    step = f"srun --nodes={nodes} --ntasks={nodes} --cpus-per-task={resources.cpus_per_task}"
+    step = f"srun --kill-on-bad-exit=1 --nodes={nodes} --ntasks={nodes} --cpus-per-task={resources.cpus_per_task}"
     gpus = f" --gpus={resources.gpu}" if resources.get("gpu") else ""
     meet = "--rdzv-id $SLURM_JOB_ID --rdzv-backend c10d --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 20000))"
     return f"{step}{gpus} torchrun --nnodes {nodes} {meet} {ranks_here}"
@@ -229,6 +230,8 @@ def share(wildcards):
 
 def studied():
     """Runs of the study: ours, its base as it came, and what it is compared with first."""
+    if PARAMS.primary is None:
+        raise WorkflowError("params.yaml: primary: null, and the study shows its runs; say which")
     ours, base = PARAMS.primary.ours, PARAMS.primary.base
     bare = [
         name
@@ -254,7 +257,8 @@ def probed():
     trained = dict.fromkeys(
         run for run, _ in PARAMS.trainings() if PARAMS.runs[run].backbone == PARAMS.teacher.backbone
     )
-    pair = [run for run in (PARAMS.primary.ours, PARAMS.primary.base) if run in trained]
+    primary = [PARAMS.primary.ours, PARAMS.primary.base] if PARAMS.primary else []
+    pair = [run for run in primary if run in trained]
     return pair or list(trained)[:1]
 
 

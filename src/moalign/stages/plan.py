@@ -181,8 +181,8 @@ def print_subsets(params: Params, all_jobs: list[Job], priced: Priced, unit: str
             print(f"{name:10} {n:7,} {hours / HOUR / part:11,.2f}   {half:8.1f}   {chances:>11}")
     print(
         "± points: half the 95 % interval of a difference of passes, where one of two runs alone passes on"
-        f" {100 * DISCORDANT:.0f} % of the videos;\nfound: a true gain of {100 * GAIN:.0f} points, at p <= 0.05, with videos"
-        " independent. Several trainings speak for others too, and find it less often where these differ."
+        f" {100 * DISCORDANT:.0f} % of the videos;\nfound: a true gain of {100 * GAIN:.0f} points, at p <= 0.05; videos"
+        " taken as independent. Several trainings speak for others too: where these differ, less often."
     )
 
 

@@ -627,9 +627,15 @@ def motion_tokens(results: Path, params: Params, key: str) -> np.ndarray | None:
 def relations_view(results: Path, params: Params) -> dict[str, Any]:
     """What stage 2 holds on to: similarities of a held-out clip's tokens, the target's, our run's before and after; W.
 
-    The matrices are those that our run's training kept; none under `sharding: full`.
+    Ours is that of the primary comparison, or else the first that is aligned. The matrices are those that its training
+    kept; none under `sharding: full`.
     """
-    ours = params.primary.ours
+    tokens = ("tokens", "motion")
+    aligned = [run for run, _ in params.trainings() if params.methods[params.runs[run].method].target in tokens]
+    primary = [params.primary.ours] if params.primary else []
+    ours = next((run for run in (*primary, *aligned) if run in aligned), None)
+    if ours is None:
+        return {"weights": None, "matrices": []}
     tau = params.methods[params.runs[ours].method].tau
     frames = np.arange(make_grid(params.backbones[params.runs[ours].backbone], params.encoder).motion[0])
     apart = np.abs(np.subtract.outer(frames, frames))

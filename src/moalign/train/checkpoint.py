@@ -32,7 +32,7 @@ from moalign.manifest import disk, replacing
 from moalign.progress import say
 
 KEEP = 2  # newest ones, beside the best
-SPLIT = ("processes", "micro_batch", "sharding", "checkpointing")  # keys that change a result's last bits alone
+SPLIT = ("micro_batch", "sharding", "checkpointing")  # keys that change a result's last bits alone
 UNREADABLE = (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moalign import device
-from moalign.config import Machine
+from moalign.config import Processor
 from moalign.errors import Problem
 
 Batch = TypeVar("Batch")
@@ -29,7 +29,7 @@ FULL = 20_000  # tokens that keep one large GPU busy; a clip of CogVideoX at 480
 PATIENCE = timedelta(hours=1)  # of a rank that waits while another writes a checkpoint
 
 
-def start(machine: Machine, precision: str) -> Accelerator:
+def start(machine: Processor, precision: str) -> Accelerator:
     """This process's rank and device. `precision` bf16 means autocast on a GPU; the CPU always computes in fp32.
 
     Weights, gradients, AdamW's moments and losses are fp32 in both cases (A24).

@@ -105,6 +105,7 @@ class Outcome:
 def fit(task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Path, pin: dict[str, Any]) -> Outcome:
     """Train to the end, going on from the newest checkpoint below `place`. The optimiser is gone when this returns.
 
+    The weights of `plan.best` are the main process's alone, which waited for them to be written.
     SIGTERM and SIGUSR1 end the process with status 75 after the step at hand, its checkpoint written.
     """
     if not len(data.train):
@@ -119,7 +120,7 @@ def fit(task: Task, data: Data, plan: Plan, accelerator: Accelerator, place: Pat
         training.run(stack.enter_context(log), told)
         training.finish()
     state = training.state
-    if plan.best and state.best and state.best["step"] != state.step:
+    if accelerator.is_main_process and plan.best and state.best and state.best["step"] != state.step:
         best = checkpoint.read(checkpoint.at(place, int(state.best["step"])))
         task.load_state_dict(best.model | (best.ema or {}))
         return _outcome(best.step, state.best, place)
@@ -224,6 +225,7 @@ class Training:
                 self.save(log)
             if stop:
                 self.writer.wait()
+                self.accelerator.wait_for_everyone()  # torchrun ends the writer soon after another rank has left
                 self.say(f"{self.plan.key}: told to stop, saved after step {step + 1}; run again to go on")
                 raise SystemExit(STOPPED)
 
