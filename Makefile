@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: help run env rater-vbench rater-videophy test test-faults bench-loss bench-data bench-overhead bench-scale lint format schema revisions lock restore record slurm-up slurm-down clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 run: env  ## the whole chain at the scale that params.yaml names; ends with the report's path
 	snakemake --profile local all

@@ -125,7 +125,7 @@ def cache(folder: Path, params: config.Params, number: int) -> Callable[..., cli
     targets = [manifest.Target(keys[i], "targets.safetensors", n % SHARD) for n, i in enumerate(drawn)]
     given = (
         write("clips", manifest.Clip, whole),
-        write("latents", manifest.Latent, latents, {"mean": mean, "logvar": -mean} | prompts),
+        write("latents", manifest.Latent, latents, {"mean": mean} | prompts),
         write("targets", manifest.Target, targets, {"target": target}),
     )
     return lambda: clips.LatentClips(*given, "train", row.text_tokens, lambda n: clips.drawn(0, steps, batch, n))

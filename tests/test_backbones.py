@@ -144,11 +144,9 @@ def test_shapes_of_the_five_calls(shared, family):
 @BOTH
 def test_encode_is_the_stock_posterior(shared, folders, family):
     backbone, x0 = shared[family], clips(2)
-    mean, logvar = backbone.posterior(x0)
     with torch.no_grad():
         stock = backbone.vae_class.from_pretrained(folders[family], subfolder="vae").encode(x0).latent_dist
-    assert torch.equal(mean, stock.mean) and torch.equal(logvar, stock.logvar)
-    assert torch.equal(backbone.encode(x0), mean)
+    assert torch.equal(backbone.encode(x0), stock.mean)
 
 
 @BOTH

@@ -127,7 +127,6 @@ def world(tmp_path):
     states = torch.cat([torch.full((n, 5), float(ord(key))) for key, n in zip(keys, tokens, strict=True)])
     latents = {
         "mean": torch.stack([torch.full((4, 2, 3, 3), float(ord(key))) for key in keys]).half(),
-        "logvar": torch.zeros(3, 4, 2, 3, 3),
         "prompt": states,
         "offsets": torch.tensor([0, 3, 4, 6]),
     }

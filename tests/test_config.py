@@ -36,7 +36,7 @@ def refused(raw: dict) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [*SCALES, "mine"])
 def test_every_row_of_every_table_has_its_pins(scale):
     params = config.load(TOP / "params.yaml", scale=scale)
     assert params.rows()
@@ -173,7 +173,7 @@ def test_a_missing_section_is_named(raw):
 
 
 def test_an_unknown_scale_lists_the_known(tmp_path):
-    with pytest.raises(Problem, match="allowed: paper, miniature, smoke"):
+    with pytest.raises(Problem, match="allowed: paper, mine, miniature, smoke"):
         config.load(TOP / "params.yaml", scale="papr")
 
 
@@ -189,7 +189,7 @@ def test_merging_goes_key_by_key_and_null_removes_a_row():
     assert config.merge(under, over) == {"a": {"x": 1, "y": {"z": 3}}, "b": {}, "c": [3]}
 
 
-@pytest.mark.parametrize("scale", ["smoke", "miniature"])
+@pytest.mark.parametrize("scale", ["smoke", "miniature", "mine"])
 def test_a_scale_says_only_what_changes(scale):
     """A value that repeats what lies below it would be a second place for one fact."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moalign import cli, config
+from moalign import cli, config, sizes
 from moalign.stages import doctor
 
 TOP = Path(__file__).parents[1]
@@ -127,8 +127,8 @@ def test_the_paper_needs_terabytes_and_each_part_is_what_the_stage_writes():
     clips = min(params.subset.clips + params.synth.clips, params.align.steps * params.align.batch)
     assert needs["targets motion of cogvideox"] == clips * 24 * 10 * 15 * 64 * 2
     assert needs["flow"] < 366_000 * 23 * 2 * 128 * 192 * 2
-    assert abs(doctor.weights_of(params.backbones["cogvideox"]) / 1.69e9 - 1) < 0.1  # CogVideoX-2B's transformer
-    assert abs(doctor.weights_of(params.backbones["wan-14b"]) / 14.0e9 - 1) < 0.2
+    assert abs(sizes.weights(params.backbones["cogvideox"]) / 1.69e9 - 1) < 0.1  # CogVideoX-2B's transformer
+    assert abs(sizes.weights(params.backbones["wan-14b"]) / 14.0e9 - 1) < 0.2
 
 
 def test_a_missing_weight(place):

@@ -21,8 +21,9 @@ BASE = {
     "progress",
     "device",
     "mirror",
+    "sizes",
 }
-LIGHT = {"grid", "config", "manifest", "errors"}  # the Snakefile reads these; a rater's environment too
+LIGHT = {"grid", "config", "manifest", "errors", "sizes"}  # the Snakefile reads these; a rater's environment too
 MEASURED = {  # a stage as it is, so what measures or plans it imports it
     "stages/throughput.py": "stages.align",
     "stages/card.py": "stages.miniature",

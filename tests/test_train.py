@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -394,6 +395,30 @@ def test_reading_ahead_keeps_the_order_and_passes_on_errors():
     assert [next(got) for _ in range(5)] == [0, 1, 4, 9, 16]
     with pytest.raises(Problem, match="five"):
         next(got)
+
+
+def test_clips_are_read_before_their_batch_is_due_and_batches_keep_their_order():
+    class Slow(train_toy.Clips):
+        def __getitem__(self, i):
+            begun.append(i)
+            return super().__getitem__(i)
+
+    begun, clips = [], Slow("train", 30)
+    calls = [(clips, [3 * n, 3 * n + 1], 0, n) for n in range(10)]
+    reader = loop.Reader(train_toy.collate, torch.device("cpu"))
+    plain = list(reader.ahead(calls))
+    reader.pool, begun[:] = ThreadPoolExecutor(3), []
+    batches = reader.ahead(calls)
+    first = next(batches)
+    reader.pool.submit(len, begun).result()
+    at_hand, due = 2, (loop.AHEAD + 1) * 2 + loop.CLIPS_AHEAD * torch.get_num_threads()
+    assert at_hand < len(begun) <= due + 2
+    batches = [first, *batches]
+    assert [batch.keys for batch in batches] == [batch.keys for batch in plain]
+    for name in ("x", "streams"):
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(batches, plain, strict=True))
+    with pytest.raises(IndexError):
+        list(reader.ahead([*calls, (clips, [99], 0, 0)]))
 
 
 # --- guards and the log --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moalign.config import Processor, Optimiser
+from moalign.config import Optimiser, Processor
 from moalign.errors import Problem
 from moalign.train import distributed, loop
 

@@ -4,8 +4,11 @@ The order needs no state beyond (seed, step): `draw` says which clips a step see
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from moalign import manifest, shards, video
+from moalign.config import Backbone, Processor
 from moalign.errors import Problem
 
 SYNTH = "synth"  # the source that synthetic clips name
@@ -46,6 +50,40 @@ def normalise(frames: np.ndarray) -> Tensor:
 def to_frames(video: Tensor) -> np.ndarray:
     """float [3, F, H, W] in [0, 1], as a pipeline returns it -> uint8 [F, H, W, 3]."""
     return video.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+
+
+def decoded(
+    given: manifest.Manifest[manifest.Clip], row: Backbone, machine: Processor
+) -> Iterator[tuple[manifest.Clip, Tensor]]:
+    """The clips of a shard in order, each with x0 [3, F, H, W] as a backbone takes it.
+
+    Where a GPU computes, each thread decodes a few ahead; on the CPU they have other work.
+    """
+
+    def load(clip: manifest.Clip) -> tuple[manifest.Clip, Tensor]:
+        return clip, load_clip(given.path.parent, clip, row.frames, row.fps, row.size)
+
+    threads = machine.threads if machine.device == "cuda" else 0
+    return ahead(((clip,) for clip in given.rows), load, 2 * threads, threads)
+
+
+def ahead(calls: Iterable[tuple], make: Callable[..., Any], depth: int, threads: int = 1) -> Iterator[Any]:
+    """`make(*call)` for each call, in order, begun up to `depth` calls early in threads of its own (0: none)."""
+    if depth == 0:
+        yield from starmap(make, calls)
+        return
+    pending: deque = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for call in calls:
+                pending.append(pool.submit(make, *call))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 # --- datasets ------------------------------------------------------------------------------------------------------

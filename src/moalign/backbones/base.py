@@ -85,17 +85,12 @@ class TextToVideo(ABC):
         """Videos [B, 3, F, H, W] in [0, 1] from the stock pipeline; clip b's noise comes from rngs[b] (on the CPU)."""
 
     @torch.no_grad()
-    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z0 | x0), [B, C, Fl, Hl, Wl] each, unscaled. x0: [B, 3, F, H, W] in [-1, 1]."""
+    def encode(self, x0: Tensor) -> Tensor:
+        """[B, 3, F, H, W] in [-1, 1] -> unscaled z0 [B, C, Fl, Hl, Wl], the mean of q(z0 | x0)."""
         wanted = (3, self.grid.frames, self.grid.height, self.grid.width)
         if tuple(x0.shape[1:]) != wanted:
             raise Problem(f"clips of shape {list(x0.shape[1:])} do not fit the backbone, which needs {list(wanted)}")
-        gaussian = self.vae.encode(x0.to(self.vae.device, self.vae.dtype)).latent_dist
-        return gaussian.mean, gaussian.logvar
-
-    def encode(self, x0: Tensor) -> Tensor:
-        """[B, 3, F, H, W] in [-1, 1] -> unscaled z0 [B, C, Fl, Hl, Wl], the posterior's mean."""
-        return self.posterior(x0)[0]
+        return self.vae.encode(x0.to(self.vae.device, self.vae.dtype)).latent_dist.mean
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Prompts -> states [B, T, Dtext], padded as the stock pipeline pads them."""

@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import optical_flow
 
-from moalign import config
+from moalign import config, sizes
 from moalign.backbones import own_grid
 from moalign.bench import prompts
 from moalign.config import Backbone, Params
@@ -190,8 +190,8 @@ def workers(params: Params, stage: str) -> int:
 def counted(params: Params, stage: str, kind: str, peak: float) -> Price:
     """A price by what is counted."""
     if stage in ("subset", "draw"):
-        per_clip = DECODE * clip_pixels(params) if kind == "store" else 1e-4
-        return Price(per_clip, clip_bytes(params) if kind == "store" else 0.0, "assumed")
+        per_clip = DECODE * sizes.pixels(params) if kind == "store" else 1e-4
+        return Price(per_clip, sizes.clip(params) if kind == "store" else 0.0, "assumed")
     share, known = OF_CORE if params.machine.device == "cpu" else REACHED[stage]
     if stage == "bench" and (fixed := RATED.get(params.benches[kind].suite)):
         return Price(fixed, 0.0, "as its users report")
@@ -199,44 +199,28 @@ def counted(params: Params, stage: str, kind: str, peak: float) -> Price:
     return Price(work / (peak * share), size, f"counted, {100 * share:.0f} % of the peak ({known})")
 
 
-def clip_pixels(params: Params) -> float:
-    """Of a stored clip, 3:2."""
-    return params.subset.frames * params.subset.short_side**2 * 1.5
-
-
-def clip_bytes(params: Params) -> float:
-    """Of a stored clip: H.264 at a tenth of a bit per pixel."""
-    return 0.1 / 8 * clip_pixels(params)
-
-
 def of_synth(params: Params, kind: str) -> tuple[float, float]:
     row = params.backbones[kind]
-    return sampling_flops(params, row), clip_bytes(params)
+    return sampling_flops(params, row), sizes.video(row)
 
 
 def of_flow(params: Params, kind: str) -> tuple[float, float]:
     grid = config.make_grid(params.backbones[params.teacher.backbone], params.encoder)
     pairs = sum(map(len, raft.transitions(params.flow.reading, grid.flows, grid.teacher_tubelet)))
-    return pairs * pair_flops(params.flow.model, params.flow.size, params.flow.updates), 2 * 2 * grid.flows * math.prod(
-        params.flow.size
-    )
+    return pairs * pair_flops(params.flow.model, params.flow.size, params.flow.updates), sizes.flow(params)
 
 
 def of_encode(params: Params, kind: str) -> tuple[float, float]:
     row = params.backbones[kind]
-    channels, states = throughput.widths(row)
-    size = 2 * channels * math.prod(own_grid(row).latents) + 2 * row.text_tokens * states
-    return vae_flops(row)[0], size
+    return vae_flops(row)[0], sizes.latent(params, kind) + sizes.prompt(row)
 
 
 def of_targets(params: Params, kind: str) -> tuple[float, float]:
     name, target = kind.split(" ")
-    row = params.backbones[name]
-    grid = config.make_grid(row, params.encoder)
+    size = sizes.target(params, name, target)
     if target == "flow_video":
-        return of_flow(params, "")[0] + vae_flops(row)[0], 2 * 16 * math.prod(grid.latents)
-    width = params.teacher.channels[1] if target == "motion" else params.encoder.width
-    return encoder_flops(params), 2 * width * math.prod(grid.motion)
+        return of_flow(params, "")[0] + vae_flops(params.backbones[name])[0], size
+    return encoder_flops(params), size
 
 
 def of_teacher(params: Params, kind: str) -> tuple[float, float]:
@@ -254,14 +238,14 @@ def of_align(params: Params, kind: str) -> tuple[float, float]:
     width = params.teacher.channels[1] if pin.method.target == "motion" else params.encoder.width
     step, _ = throughput.count(pin, width, 1, params.align.checkpointing)
     weights = sum(weight.numel() for weight in hollow(pin.backbone).parameters())
-    return params.align.batch * step * (2 if target == "flow_video" else 1), 4 * weights / params.align.steps
+    return params.align.batch * step, 4 * weights / params.align.steps  # VideoJAM's wider ends are a hundredth of it
 
 
 def of_sample(params: Params, kind: str) -> tuple[float, float]:
     name, _ = kind.split(" ")
     if name == "still":
-        return 0.0, clip_bytes(params)
-    return sampling_flops(params, params.backbones[name]), clip_bytes(params)
+        return 0.0, sizes.video(next(iter(params.backbones.values())))
+    return sampling_flops(params, params.backbones[name]), sizes.video(params.backbones[name])
 
 
 def of_bench(params: Params, kind: str) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from moalign import config
+from moalign import config, sizes
 from moalign.bench import prompts
 from moalign.bench.external import OFFLINE
 from moalign.config import Params
@@ -33,10 +33,6 @@ SHARED = re.compile("nfs|lustre|gpfs|beegfs|ceph|wekafs|gluster|pvfs|orangefs|pa
 PATIENCE = 60  # seconds that a command may take
 IMPORTS = 600  # and the imports of a rater, gigabytes that a cold disk gives slowly
 MIN_JOB_AGE = 240  # seconds; Snakemake asks for the state of a job every 3 minutes at the latest
-BITS_PER_PIXEL = 0.55  # of a stored proxy or a sampled video, H.264
-DEFLATED = 0.35  # of the int16 that flow is
-CAPTION = 100  # tokens of a caption
-LATENT_CHANNELS = 16
 KEPT = 3  # checkpoints of a training that runs: two, and the best
 
 Finding = tuple[bool, str, str]  # all right?, what was found, what to do where it is not
@@ -282,29 +278,20 @@ def bytes_needed(params: Params, top: Path = Path()) -> dict[str, int]:
     """Artifact -> bytes at its largest, all trainings at once: from the sizes in params.yaml, good to a third or so."""
     clips = {"real": params.subset.clips, "synth": params.synth.clips}
     total = sum(clips.values())
-    proxy = (
-        params.subset.frames * params.subset.short_side**2 * (params.subset.min_aspect + params.subset.max_aspect) / 2
-    )
-    needs = {"clips": total * proxy * BITS_PER_PIXEL / 8}
-    needs["flow"] = total * params.grid(params.teacher.backbone).flows * 2 * math.prod(params.flow.size) * 2 * DEFLATED
+    needs = {"clips": total * sizes.clip(params), "flow": total * sizes.flow(params)}
     drawn = params.align.steps * params.align.batch * len(params.seeds)
     trained = min(drawn, sum(clips[kind] for kind in params.align.train_on))
     for name in dict.fromkeys(params.runs[run].backbone for run, _ in params.trainings()):
-        row = params.backbones[name]
-        prompt = min(CAPTION, row.text_tokens) * 2 * row.width * 4  # text encoders are about twice as wide
-        needs[f"latents of {name}"] = trained * (2 * latent(params, name) + prompt)
-    widths = {"tokens": params.encoder.width, "motion": params.teacher.channels[-1]}
+        needs[f"latents of {name}"] = trained * (sizes.latent(params, name) + sizes.prompt(params.backbones[name]))
     for name, target in params.targets():
-        tokens = 2 * math.prod(params.grid(name).motion) * widths.get(target, 0)
-        needs[f"targets {target} of {name}"] = trained * (tokens or latent(params, name))
-    models = [4 * weights_of(params.backbones[params.runs[run].backbone]) for run, _ in params.trainings()]
+        needs[f"targets {target} of {name}"] = trained * sizes.target(params, name, target)
+    models = [4 * sizes.weights(params.backbones[params.runs[run].backbone]) for run, _ in params.trainings()]
     needs["runs"] = sum(models)
     needs["checkpoints"] = sum(models) * 3 * KEPT  # weights and Adam's two moments
     needs["samples"] = 0
     for run, bench, _ in params.rows():
-        row = params.backbones[params.runs[run].backbone]
-        needs["samples"] += (
-            videos_of(params.benches[bench], top) * row.frames * math.prod(row.size) * BITS_PER_PIXEL / 8
+        needs["samples"] += videos_of(params.benches[bench], top) * sizes.video(
+            params.backbones[params.runs[run].backbone]
         )
     return {name: int(need) for name, need in needs.items()}
 
@@ -315,16 +302,6 @@ def videos_of(bench: config.Bench, top: Path) -> int:
     if not all(Path(path).is_file() for path in paths.values()):
         return 0
     return len(prompts.plan(prompts.load(bench.model_copy(update=paths))))
-
-
-def latent(params: Params, backbone: str) -> int:
-    """Bytes of one latent in float16."""
-    return 2 * LATENT_CHANNELS * math.prod(params.grid(backbone).latents)
-
-
-def weights_of(backbone: config.Backbone) -> int:
-    """Numbers in a transformer, about: attention, feed-forward, norms and modulation of each block."""
-    return 15 * backbone.blocks * backbone.width**2
 
 
 def weights(site: Site) -> Iterator[Finding]:

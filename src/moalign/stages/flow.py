@@ -3,7 +3,7 @@
 import torch
 
 from moalign import device, manifest, shards
-from moalign.clips import load_clip
+from moalign.clips import decoded
 from moalign.config import FlowPin, make_grid
 from moalign.progress import track
 from moalign.teacher import raft
@@ -20,8 +20,7 @@ def run(config: str, clips: str, out: str) -> None:
     with manifest.making(out, manifest.Flow, pin=config, inputs=[clips]) as made:
         name = f"{made.path.stem}.safetensors"
         packed = []
-        for clip in track(given.rows, "flow"):
-            x0 = load_clip(given.path.parent, clip, pin.backbone.frames, pin.backbone.fps, pin.backbone.size)
+        for clip, x0 in track(decoded(given, pin.backbone, pin.machine), "flow", len(given.rows)):
             O = raft.flow(model, x0[None].to(where), grid, pin.flow)[0].cpu()
             motion = O.square().sum(1).sqrt().mean().item()
             made.rows.append(manifest.Flow(clip.key, name, len(packed), round(motion, 6)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moalign import backbones, device, manifest, shards
-from moalign.clips import load_clip, of_shard
+from moalign.clips import decoded, of_shard
 from moalign.config import TargetsPin, make_grid
 from moalign.errors import Problem
 from moalign.progress import track
@@ -35,8 +35,7 @@ def run(config: str, clips: str, out: str, teacher: str | None = None, drawn: st
     with manifest.making(out, manifest.Target, pin=config, inputs=inputs) as made:
         name = f"{made.path.stem}.safetensors"
         rows = []
-        for clip in track(given.rows, f"targets, {pin.target}"):
-            x0 = load_clip(given.path.parent, clip, pin.backbone.frames, pin.backbone.fps, pin.backbone.size)
+        for clip, x0 in track(decoded(given, pin.backbone, pin.machine), f"targets, {pin.target}", len(given.rows)):
             made.rows.append(manifest.Target(clip.key, name, len(rows)))
             rows.append(build(x0[None].to(where))[0].half().cpu())
         if rows:

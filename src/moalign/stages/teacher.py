@@ -70,15 +70,16 @@ def errors(O_hat: Tensor, O: Tensor, foreground: float) -> dict[str, tuple[Tenso
 
 
 class SeenClips(FlowClips):
-    """FlowClips whose pixels are not decoded again once their tokens are in `known`."""
+    """FlowClips with O [Fm-1, 2, h, w] unpacked; pixels are not decoded again once their tokens are in `known`."""
 
-    def __init__(self, *given: Any, known: dict[str, Tensor]):
+    def __init__(self, *given: Any, known: dict[str, Tensor], flow_size: tuple[int, int]):
         super().__init__(*given)
-        self.known = known
+        self.known, self.flow_size = known, flow_size
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         key = self.keys[i]
-        return {"key": key, "flow": self.flow(i)} if key in self.known else super().__getitem__(i)
+        item = {"key": key, "flow": self.flow(i)} if key in self.known else super().__getitem__(i)
+        return item | {"O": raft.unpack(item["flow"], self.flow_size)}
 
 
 class Features:
@@ -88,11 +89,10 @@ class Features:
         self,
         encoder: videomae.VideoMAE,
         grid: Grid,
-        size: tuple[int, int],
         known: dict[str, Tensor],
         device: torch.device,
     ):
-        self.encoder, self.grid, self.size, self.known, self.device = encoder.to(device), grid, size, known, device
+        self.encoder, self.grid, self.known, self.device = encoder.to(device), grid, known, device
         self.room = MEMORY
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Features:
     def collate(self, items: list[dict[str, Any]], streams: Tensor) -> Batch:
         """Rows of SeenClips as a batch; nothing is random in stage 1 but the order."""
         S = torch.stack([self(item) for item in items])
-        O = torch.stack([raft.unpack(item["flow"], self.size) for item in items])
+        O = torch.stack([item["O"] for item in items])
         return Batch([item["key"] for item in items], S, O)
 
 
@@ -119,9 +119,10 @@ def run(config: str, clips: list[str], flow: list[str], work: str, out: str) -> 
     accelerator = distributed.start(pin.machine, pin.teacher.precision)
     row, grid, known = pin.backbone, make_grid(pin.backbone, pin.encoder), {}
     train, heldout = (
-        SeenClips(clips, flow, split, row.frames, row.fps, row.size, known=known) for split in ("train", "heldout")
+        SeenClips(clips, flow, split, row.frames, row.fps, row.size, known=known, flow_size=pin.flow.size)
+        for split in ("train", "heldout")
     )
-    features = Features(videomae.load(pin.encoder), grid, pin.flow.size, known, accelerator.device)
+    features = Features(videomae.load(pin.encoder), grid, known, accelerator.device)
     torch.manual_seed(pin.teacher.seed)
     head = motion.MotionHead(pin.encoder.width, pin.teacher.channels)
     decoder = motion.FlowDecoder(head.width, pin.teacher.decoder, pin.flow.size)

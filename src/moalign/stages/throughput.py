@@ -168,8 +168,7 @@ def timed(
     students = {"aligned": student(backbone, pin, width, where), "plain": student(backbone, plain(pin), width, where)}
     stepper = Stepper(students.values(), pin, accelerator)
     turns = [name for _ in range(WARM + steps) for name in students]
-    read = loop.Reader(collate, where)
-    batches = loop.ahead(wanted(turns, clips, micro), read, read.ahead)
+    batches = loop.Reader(collate, where).ahead(wanted(turns, clips, micro))
     times = {name: [] for name in students}
     for turn, name in enumerate(turns):
         if where.type == "cuda" and turn == 2 * WARM:
@@ -189,7 +188,7 @@ def timed(
 
 
 def wanted(turns: list[str], clips: dict[str, LatentClips], micro: int) -> Iterator[tuple]:
-    """What `loop.Reader` is asked for, turn by turn; both students see the same clips."""
+    """What a `loop.Reader` is asked for, turn by turn; both students see the same clips."""
     for turn, name in enumerate(turns):
         step = turn // len(clips)
         yield clips[name], draw(0, step, micro, CLIPS), 0, step

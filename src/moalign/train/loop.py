@@ -11,9 +11,10 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -23,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from moalign.clips import Clips, draw, streams
+from moalign.clips import Clips, ahead, draw, streams
 from moalign.config import Optimiser
 from moalign.errors import Problem
 from moalign.progress import say, track
@@ -46,7 +47,8 @@ STOPPED = 75  # exit status of a training that was told to stop and can go on: E
 VALIDATION = 256  # held-out clips looked at, the same at every validation
 VALIDATION_BATCH = 4
 VALIDATION_SEED = 2**31  # of their random streams; no training has it
-AHEAD = 2  # micro-batches read while a GPU computes
+AHEAD = 2  # micro-batches put together while a GPU computes
+CLIPS_AHEAD = 2  # clips that each thread has to read beside those of the next batch
 
 
 class Batch(Protocol):
@@ -215,7 +217,7 @@ class Training:
         if self.state.last is None and self.validate(log):
             self.save(log)
         steps: Iterable[int] = range(first, last)
-        batches = ahead(self.wanted(steps), self.fetch, self.fetch.ahead)
+        batches = self.fetch.ahead(self.wanted(steps))
         for step in track(steps, self.plan.key, last, first) if self.accelerator.is_main_process else steps:
             started = time.monotonic()
             stop = self.update(step, batches, log, told)
@@ -392,11 +394,32 @@ class Reader:
     def __init__(self, collate: Callable[[list[dict[str, Any]], Tensor], Batch], device: torch.device):
         self.collate, self.device = collate, device
         self.pool = ThreadPoolExecutor(torch.get_num_threads()) if device.type == "cuda" else None
-        self.ahead = AHEAD if device.type == "cuda" else 0
 
     def __call__(self, clips: Clips, indices: list[int], seed: int, step: int) -> Batch:
         """Clips by their indices, with their random streams of a step."""
-        items = list((self.pool.map if self.pool else map)(clips.__getitem__, indices))
+        return self.finish(*self.begin(clips, indices, seed, step))
+
+    def ahead(self, calls: Iterable[tuple[Clips, list[int], int, int]]) -> Iterator[Batch]:
+        """The batch of each call, in order; on a GPU clips are read and batches put together before their turn."""
+        return ahead(self.begun(calls), self.finish, AHEAD) if self.pool else starmap(self, calls)
+
+    def begun(self, calls: Iterable[tuple[Clips, list[int], int, int]]) -> Iterator[tuple[list[Future], int, int]]:
+        """Calls whose clips are on their way, CLIPS_AHEAD more for each thread than those of the call at hand."""
+        waiting: deque = deque()
+        for call in calls:
+            waiting.append(self.begin(*call))
+            while sum(len(items) for items, *_ in waiting) > CLIPS_AHEAD * torch.get_num_threads() + len(waiting[0][0]):
+                yield waiting.popleft()
+        yield from waiting
+
+    def begin(self, clips: Clips, indices: list[int], seed: int, step: int) -> tuple[list[Any], int, int]:
+        """Start to read the clips of a batch; without threads, read them."""
+        read = partial(self.pool.submit, clips.__getitem__) if self.pool else clips.__getitem__
+        return [read(index) for index in indices], seed, step
+
+    def finish(self, items: list[Any], seed: int, step: int) -> Batch:
+        """The batch of clips that are read."""
+        items = [item.result() for item in items] if self.pool else items
         batch = self.collate(items, streams(seed, step, [item["key"] for item in items]))
         return each(batch, lambda rows: rows.to(self.device, non_blocking=True))
 
@@ -414,25 +437,6 @@ def validation_groups(heldout: int, size: int) -> list[list[int]]:
     if not heldout:
         return []
     return shares(sorted(draw(VALIDATION_SEED, 0, min(VALIDATION, heldout), heldout)), 0, 1, size)
-
-
-def ahead(calls: Iterable[tuple], make: Callable[..., Any], depth: int) -> Iterator[Any]:
-    """`make(*call)` for each call, in order, begun up to `depth` calls early in a thread of its own (0: none)."""
-    if depth == 0:
-        yield from starmap(make, calls)
-        return
-    pending: deque = deque()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            for call in calls:
-                pending.append(pool.submit(make, *call))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 @dataclass
