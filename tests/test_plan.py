@@ -35,7 +35,7 @@ def test_what_the_paper_asks_by_hand(paper):
     count = defaultdict(int)
     for job in jobs:
         count[job.stage] += 1
-    assert count["flow"] == 350 + 16 and count["synth"] == 16 and count["align"] == 17 and count["teacher"] == 1
+    assert count["flow"] == 350 + 160 and count["synth"] == 160 and count["align"] == 17 and count["teacher"] == 1
     videos = {bench: cost.count_videos(paper, bench) for bench in paper.benches}
     assert videos["vbench"] + videos["vbench2"] == 10_400
     of_one = [job for job in jobs if job.stage == "sample" and job.run == "cog-moalign"]
@@ -79,6 +79,18 @@ def test_memory_is_that_which_was_measured(paper):
         align = paper.align.model_copy(update={"checkpointing": checkpointing})
         params = paper.model_copy(update={"align": align})
         assert cost.memory(params, "cogvideox") == pytest.approx(measured, rel=0.05)
+
+
+def test_the_longest_jobs_fit_the_profile_s_hours(paper, tmp_path):
+    jobs = cost.jobs(paper)
+    stages = plan.by_stage(paper, jobs, cost.prices(paper, jobs, {}, PEAK), 4)
+    assert plan.hours_fit(stages, TOP / plan.PROFILE) == []
+    assert plan.hours_fit(stages, tmp_path / "no profile") == []
+    (tmp_path / "config.yaml").write_text("retries: 1\nset-resources: {synth_shard: {runtime: 60 * attempt}}\n")
+    [line] = plan.hours_fit(stages, tmp_path / "config.yaml")
+    assert (
+        line.startswith("does not fit: a job of synth takes 12 hours") and "gives synth_shard 2 in its last try" in line
+    )
 
 
 def test_what_cannot_fit_says_what_would(paper, capsys):

@@ -23,10 +23,10 @@ from moalign.grid import Grid
 REVISIONS = {
     "collect": 1,
     "subset": 1,
-    "synth": 2,
+    "synth": 3,
     "flow": 1,
     "draw": 1,
-    "encode": 2,
+    "encode": 3,
     "teacher": 1,
     "targets": 2,
     "align": 2,

@@ -37,13 +37,15 @@ REACHED = {  # share of a GPU's peak, and how that is known
     "flow": (0.10, "assumed: small convolutions"),
     "encode": (0.25, "assumed: 3D convolutions"),
     "targets": (0.25, "assumed"),
-    "teacher": (0.10, "assumed: it waits for the decoding of clips"),
+    "teacher": (0.25, "assumed"),
     "align": (0.36, "measured on an H200, docs/performance.md"),
     "sample": (0.40, "assumed"),
     "bench": (0.10, "assumed"),
 }
 ON_CPU = ("subset", "draw")  # stages whose jobs ask for no GPU; their hours are a core's
 DECODE = 1.2e-7  # seconds of a core per pixel stored of the sources: found, decoded, resized, encoded again
+READ = 1.5e-8  # and per pixel of a stored clip that a GPU's job reads: 0.4 s at 480p and 97 frames, 0.2 s to scale
+READERS = ("flow", "encode", "targets", "teacher")  # stages that do
 RATED = {"vbench": 12 * 3600 / 4720}  # seconds per video: half a day of one H100 for its standard suite (its issue 195)
 STATE = 16  # bytes of weight, gradient and two moments, fp32
 KEPT = {  # bytes per token, channel and block that the way back needs, measured on an H200 (docs/performance.md)
@@ -196,7 +198,13 @@ def counted(params: Params, stage: str, kind: str, peak: float) -> Price:
     if stage == "bench" and (fixed := RATED.get(params.benches[kind].suite)):
         return Price(fixed, 0.0, "as its users report")
     work, size = WORK[stage](params, kind)
-    return Price(work / (peak * share), size, f"counted, {100 * share:.0f} % of the peak ({known})")
+    computing, how = work / (peak * share), f"counted, {100 * share:.0f} % of the peak ({known})"
+    if params.machine.device == "cuda" and stage in READERS:
+        clips = params.teacher.batch if stage == "teacher" else 1
+        reading = clips * READ * sizes.pixels(params) / params.machine.threads
+        if reading > computing:
+            return Price(reading, size, "counted: it waits for clips to be decoded")
+    return Price(computing, size, how)
 
 
 def of_synth(params: Params, kind: str) -> tuple[float, float]:

@@ -3,8 +3,9 @@
     moalign plan --scale paper --nodes 2
 
 Jobs, hours of GPU, wall time, disk and files of each stage; what each table costs by itself; where the hours go; what
-fewer videos would save, and what interval they would leave; and the memory of a rank, beside the card's. Where jobs
-have run, the plan is theirs. The exit status is 1 where something cannot fit, with the change that would make it fit.
+fewer videos would save, and what interval they would leave; the memory of a rank, beside the card's, and the longest
+jobs, beside the hours of slurm/config.yaml. Where jobs have run, the plan is theirs. The exit status is 1 where
+something cannot fit, with the change that would make it fit.
 """
 
 import json
@@ -16,12 +17,18 @@ from moalign import config, manifest
 from moalign.bench import statistics
 from moalign.config import Params
 from moalign.errors import Problem
-from moalign.stages import cost, throughput
+from moalign.stages import cost, doctor, throughput
 from moalign.stages.cost import Job, Price
 
 HOUR = 3600.0
 DISCORDANT = 0.2  # share of prompts of which one of two runs alone passes, for the interval of their difference
 GAIN = 0.05  # in the share of passes, whose chance to be found is told
+PROFILE = "slurm/config.yaml"
+RULES = {  # stage -> the rule of its longest jobs
+    **{stage: f"{stage}_shard" for stage in ("subset", "synth", "flow", "encode", "targets")},
+    **{stage: f"{stage}_run" for stage in ("align", "sample", "bench")},
+    "teacher": "teacher",
+}
 Priced = dict[tuple[str, str], Price]
 
 
@@ -57,7 +64,7 @@ def run(
     print_stages(stages, unit)
     print_tables(settings, all_jobs, priced, unit)
     print_subsets(settings, all_jobs, priced, unit)
-    faults = fits(settings, card, gpus * nodes) if on_gpu else []
+    faults = [*fits(settings, card, gpus * nodes), *hours_fit(stages, Path(params).parent / PROFILE)] if on_gpu else []
     for line in faults:
         print(line)
     if out:
@@ -184,6 +191,22 @@ def print_subsets(params: Params, all_jobs: list[Job], priced: Priced, unit: str
         f" {100 * DISCORDANT:.0f} % of the videos;\nfound: a true gain of {100 * GAIN:.0f} points, at p <= 0.05; videos"
         " taken as independent. Several trainings speak for others too: where these differ, less often."
     )
+
+
+def hours_fit(stages: dict[str, dict], path: Path) -> list[str]:
+    """The longest jobs beside the hours of their last try in a profile of SLURM; what does not fit with its cure."""
+    if not path.exists():
+        return []
+    profile, lines = config.read_yaml(path), []
+    for stage, rule in RULES.items():
+        row = {**profile.get("default-resources", {}), **profile.get("set-resources", {}).get(rule, {})}
+        given = float(doctor.at(row.get("runtime", math.inf), profile.get("retries", 0) + 1)) / 60
+        if stage in stages and stages[stage]["longest"] > given:
+            lines.append(
+                f"does not fit: a job of {stage} takes {stages[stage]['longest']:.0f} hours, and {path} gives {rule}"
+                f" {given:.0f} in its last try; raise its runtime, or give a job less: a smaller shard, more shards"
+            )
+    return lines
 
 
 def fits(params: Params, card: str, devices: int) -> list[str]:

@@ -14,7 +14,7 @@ from moalign.config import SynthPin
 from moalign.errors import Problem
 from moalign.progress import say, track
 
-BATCH = 4  # videos per call, the same ones after a kill: the last bits of a video depend on its company
+BATCH = {"cpu": 4, "cuda": 1}  # videos per call, the same ones after a kill: their last bits depend on their company
 
 
 def prompts(selection: list[manifest.Choice], seed: int, count: int) -> list[manifest.Choice]:
@@ -37,7 +37,8 @@ def run(config: str, selection: str, shard: int, out: str) -> None:
         name = f"{made.path.stem}.tar"
         key = manifest.sha256(config) + manifest.sha256(selection)
         folder = shards.resumable(made.path.parent / f".{made.path.stem}", key)
-        batches = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
+        size = BATCH[where.type]
+        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         todo = [batch for batch in batches if not all((folder / f"{number}.mp4").exists() for number in batch)]
         if todo:
             say(f"synth: {len(batches) - len(todo)} of {len(batches)} batches are there already")
