@@ -130,8 +130,9 @@ def test_eq4_flow_l1(foreground):
     O[:, :, :, :2] *= 0.1  # half of the picture stands still
 
     def eq4(O_hat):
-        total = weights = 0.0
+        means = 0.0
         for b in range(2):
+            total = weights = 0.0
             for f in range(3):
                 for y in range(4):
                     for x in range(5):
@@ -139,9 +140,12 @@ def test_eq4_flow_l1(foreground):
                         weight = foreground if math.hypot(u, v) > 0.5 else 1.0
                         total = total + weight * ((O_hat[b, f, 0, y, x] - u).abs() + (O_hat[b, f, 1, y, x] - v).abs())
                         weights += 2 * weight
-        return total / weights
+            means = means + total / weights / 2
+        return means
 
     assert_same(lambda O_hat: flow_l1(O_hat, O, foreground), eq4, O_hat.requires_grad_())
+    alone = [flow_l1(O_hat[b : b + 1], O[b : b + 1], foreground).item() for b in range(2)]
+    assert flow_l1(O_hat, O, foreground).item() == pytest.approx(sum(alone) / 2, rel=1e-14)
     if foreground == 1.0:
         assert flow_l1(O_hat, O).item() == pytest.approx((O_hat - O).abs().mean().item(), rel=1e-14)
 

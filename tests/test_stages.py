@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.models import optical_flow
 
+from moalign import cli, config, manifest, shards, video
 from moalign import clips as order
-from moalign import config, manifest, shards, video
 from moalign.backbones import miniature as blueprint
 from moalign.clips import load_clip
 from moalign.errors import Problem
@@ -254,6 +254,28 @@ def test_samples_differ_by_noise_and_repeat_by_seed(home, tmp_path, monkeypatch)
         frames = video.read(still.locate(frozen.file), list(range(17)))
         assert np.abs(frames.astype(int) - frames[0].astype(int)).max() <= 12  # the codec's own wavering
         assert np.abs(frames[0].astype(int) - video.read(first.locate(moving.file), [0])[0].astype(int)).mean() < 3
+
+
+def test_samples_of_no_transformer_or_of_another_shard_are_one_problem(home, tmp_path):
+    pin = home.pin("sample", run="cog-base", seed=0, bench="physics")
+    with manifest.making(tmp_path / "other.jsonl", manifest.Weights, pin=pin) as made:
+        made.rows.append(manifest.Weights("teacher", "teacher.safetensors", 0))
+    with pytest.raises(Problem, match="no transformer, but teacher; --run takes"):
+        sample.run(pin, 0, home / "work", str(tmp_path / "physics/0000.jsonl"), run=str(tmp_path / "other.jsonl"))
+    with manifest.making(tmp_path / "none.jsonl", Sample, pin=pin):
+        pass
+    with pytest.raises(Problem, match="no video 0 of prompt 0; --still takes"):
+        sampled(home, "cog-static", str(tmp_path / "still/physics/0000.jsonl"), still=str(tmp_path / "none.jsonl"))
+
+
+def test_a_full_gpu_is_one_message_with_the_keys_that_help(monkeypatch, capsys):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(flow, "run", full)
+    assert cli.main(["flow", "--config", "pin.yaml", "--clips", "0000.jsonl", "--out", "out.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("moalign flow: CUDA out of memory; ") and "align.checkpointing: keep_attention" in said
 
 
 def test_a_killed_sampling_goes_on_to_the_same_videos(home, tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ COMMANDS = {
     ),
     "targets": Command(
         "moalign.stages.targets:run",
-        "what the student is aligned to, for one shard: M (Eq. 3), or the encoder's raw tokens",
+        "what the student learns beside video, for one shard: M (Eq. 3), the encoder's raw tokens, or flow as a video",
         (
             CONFIG,
             CLIPS,
@@ -418,6 +418,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+FULL = (
+    "for a training set align.micro_batch: 1, align.checkpointing: keep_attention or align.sharding: full, or take a"
+    " larger card; `moalign plan` says what a rank needs"
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one stage. A Problem is one message and status 2; a stopped training that can go on is status 75.
 
@@ -434,6 +440,12 @@ def main(argv: list[str] | None = None) -> int:
             status = getattr(importlib.import_module(module), function)(**values)
     except Problem as problem:
         print(f"moalign {name}: {problem}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is imported by stages alone
+            raise
+        what = str(error).split(". ")[0]
+        print(f"moalign {name}: {what}; {FULL}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"moalign {name}: interrupted", file=sys.stderr)

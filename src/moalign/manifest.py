@@ -333,12 +333,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def disk(path: str | Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one Problem that names the place and the cure."""
+    """Turn a full, read-only or forbidden disk into one Problem that names the place and the cure."""
     cures = {
         errno.ENOSPC: "no space left on the device; free some or move the results folder, then run again",
         errno.EDQUOT: "the disk quota is used up; free some or move the results folder, then run again",
         errno.EROFS: "the file system is read-only; choose a results folder that can be written",
-        errno.EACCES: "not permitted to write; choose a results folder that can be written",
+        errno.EACCES: "permission denied; make it readable, or choose a results folder that can be written",
     }
     try:
         yield

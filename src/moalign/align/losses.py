@@ -114,12 +114,14 @@ def trd(Z: Tensor, M: Tensor, margin: float = 0.1) -> Tensor:
 def flow_l1(O_hat: Tensor, O: Tensor, foreground: float = 1.0) -> Tensor:
     """L_flow, Eq. 4: mean absolute difference over all elements, u and v alike (A7). O_hat, O: [B, Fm-1, 2, h, w].
 
-    `foreground` weighs the pixels that move, |O| > 0.5 px, and the mean becomes the weighted mean; 1 is the paper's.
+    `foreground` weighs the pixels that move, |O| > 0.5 px: a clip is its weighted mean, and 1 is the paper's. The
+    mean over clips is plain, so that it does not matter how a step is split.
     """
     O_hat, O = full(O_hat), full(O)
     moving = O.norm(dim=2, keepdim=True) > MOVING
     weight = torch.where(moving, foreground, 1.0).to(O.dtype).expand_as(O)
-    return (weight * (O_hat - O).abs()).sum() / weight.sum()
+    of_clip = (weight * (O_hat - O).abs()).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    return of_clip.mean()
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 `moalign align --config PIN --clips FILES --latents FILES [--targets FILES] --work DIR --out MANIFEST`, or the same
 under `torchrun --nproc-per-node N -m moalign`. A stopped training goes on from WORK. Trained are the transformer and
-the projector; VAE, text encoder and teacher are not even loaded: z0 (the posterior's mean), prompt states and
-targets come from shards.
+the projector; VAE and teacher are not even loaded, the text encoder for the empty prompt alone, where prompts are
+dropped: z0 (the posterior's mean), prompt states and targets come from shards.
 """
 
 import math
@@ -99,7 +99,9 @@ class Joint(Student):
 
 
 def run(config: str, clips: list[str], latents: list[str], work: str, out: str, targets: list[str] = ()) -> None:
-    """Train, then write transformer/ (stock format), projector.safetensors, log.jsonl; rows of manifest.Weights."""
+    """Train, then write transformer/ (stock format), log.jsonl and, where tokens are aligned, each projector and
+    relations.safetensors; rows of manifest.Weights.
+    """
     pin = AlignPin.load(config)
     if bool(targets) != (pin.method.target != "none"):
         what = "missing" if not targets else "given"
@@ -189,7 +191,7 @@ def relations(student: Student, heldout: LatentClips, accelerator: Accelerator) 
         z0, prompt = batch.z0.to(accelerator.device), batch.prompt.to(accelerator.device)
         with accelerator.autocast():
             _, Ys = student.backbone.predict(student.backbone.noise(z0, batch.streams), prompt, student.layers)
-            found.append(similarities(student.projectors[0](Ys[0].float())))
+        found.append(similarities(student.projectors[0](Ys[0].float())))  # in fp32, as the loss sees it
     return {"teacher": similarities(batch.target), "student": torch.stack(found).mean(0)}
 
 

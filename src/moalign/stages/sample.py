@@ -70,7 +70,12 @@ def draw(pin: SamplePin, texts: list[str], todo: list[list[tuple[int, int]]], fo
     transformer = None
     if run:
         trained = manifest.read(run, manifest.Weights)
-        transformer = trained.locate(next(row.file for row in trained.rows if row.name == "transformer"))
+        files = {row.name: row.file for row in trained.rows}
+        if "transformer" not in files:
+            raise Problem(
+                f"{run}: no transformer, but {', '.join(files)}; --run takes the manifest of a stage-2 training"
+            )
+        transformer = trained.locate(files["transformer"])
     joint = pin.inner_guidance is not None
     guidance = {"inner_guidance": pin.inner_guidance} if joint else {}
     precision = device.sampling_dtype(where)
@@ -88,7 +93,10 @@ def repeat_first(todo: list[list[tuple[int, int]]], moving: manifest.Manifest[ma
     """The static control of Tab. 1: each video's first frame, as long as the video."""
     of = {(row.prompt_id, row.index): row for row in moving.rows}
     for cell in track([cell for batch in todo for cell in batch], "still"):
-        row = of[cell]
+        if (row := of.get(cell)) is None:
+            raise Problem(
+                f"{moving.path}: no video {cell[1]} of prompt {cell[0]}; --still takes the same shard's manifest"
+            )
         first = video.read(moving.locate(row.file), [0])
         video.write(folder / file_of(*cell), np.repeat(first, row.frames, axis=0), row.fps)
 
