@@ -261,7 +261,8 @@ def test_samples_of_no_transformer_or_of_another_shard_are_one_problem(home, tmp
     with manifest.making(tmp_path / "other.jsonl", manifest.Weights, pin=pin) as made:
         made.rows.append(manifest.Weights("teacher", "teacher.safetensors", 0))
     with pytest.raises(Problem, match="no transformer, but teacher; --run takes"):
-        sample.run(pin, 0, home / "work", str(tmp_path / "physics/0000.jsonl"), run=str(tmp_path / "other.jsonl"))
+        trained = home.pin("sample", run="cog-ft", seed=0, bench="physics")
+        sample.run(trained, 0, home / "work", str(tmp_path / "physics/0000.jsonl"), run=str(tmp_path / "other.jsonl"))
     with manifest.making(tmp_path / "none.jsonl", Sample, pin=pin):
         pass
     with pytest.raises(Problem, match="no video 0 of prompt 0; --still takes"):
