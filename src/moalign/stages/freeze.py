@@ -60,7 +60,8 @@ def tables(frozen: str, out: str) -> None:
 def finished(results: Path, params: Params) -> Params:
     """Parameters whose tables hold the rows that are rated, all their trainings; Problem where there is none.
 
-    The primary comparison is dropped with either of its runs.
+    A table is left out where those before it hold all of its rows on the same bench. The primary comparison is dropped with either of its
+    runs.
     """
 
     def is_rated(run: str, bench: str) -> bool:
@@ -69,7 +70,8 @@ def finished(results: Path, params: Params) -> Params:
     kept = {}
     for name, table in params.tables.items():
         rows = tuple(run for run in table.rows if is_rated(run, table.bench))
-        if len(rows) > 1:
+        known = {run for earlier in kept.values() if earlier.bench == table.bench for run in earlier.rows}
+        if len(rows) > 1 and not set(rows) <= known:
             kept[name] = table.model_copy(update={"rows": rows})
     if not kept:
         raise Problem(f"{results}: no table has two rows whose trainings are all rated; run `snakemake bench` first")
