@@ -60,8 +60,8 @@ def tables(frozen: str, out: str) -> None:
 def finished(results: Path, params: Params) -> Params:
     """Parameters whose tables hold the rows that are rated, all their trainings; Problem where there is none.
 
-    A table is left out where those before it hold all of its rows on the same bench. The primary comparison is dropped with either of its
-    runs.
+    A table is left out where those before it hold all of its rows on the same bench. The primary comparison is dropped
+    with either of its runs.
     """
 
     def is_rated(run: str, bench: str) -> bool:
