@@ -54,7 +54,9 @@ def test_frozen_scores_make_the_same_tables(results, tmp_path):
     assert params.tables["table1"].rows == RATED and list(params.tables) == ["table1", "table4"]
     assert NO_SOFT in params.tables["table4"].rows  # the other tables have no row of their own
     made = {path.name: path.read_bytes() for path in (tmp_path / "frozen/tables").iterdir()}
-    assert len(made) == 5 and made["contrasts.svg"].startswith(b"<svg")
+    assert len(made) == 6 and made["contrasts-table1.svg"].startswith(b"<svg")
+    assert b"| `cog-no_soft` | SA (1-5) | s0 |" in made["table4.md"], "what is not in table 1"
+    assert b"| `cog-ft` | SA (1-5) | s0 |" not in made["table4.md"], "what is"
     for name, text in tables_of(results, params).items():
         assert made[f"{name}.md"].decode() == text
     assert b"`cog-repa` | not run | 0" in made["table4.md"]

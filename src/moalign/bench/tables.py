@@ -109,6 +109,7 @@ class Against:
     """One metric of our run minus that of another trained one, in one training or over all of them."""
 
     metric: str
+    ours: str
     base: str
     seed: int | None  # of both trainings; None: all
     difference: Difference
@@ -139,7 +140,7 @@ class Table:
     gate: Gate | None = None  # of the base, where physics is rated
     matched: Matched | None = None  # where physics and motion are
     primary: Contrast | None = None  # in the first table that holds both its runs
-    against: tuple[Against, ...] = ()  # its run minus each trained one of this table, training by training
+    against: tuple[Against, ...] = ()  # its run minus each other that is trained, training by training
     dimensions: tuple[str, ...] = ()  # metrics that stand in a table of their own, a line each
     states: dict[str, dict[str, dict[str, Summary]]] = field(default_factory=dict)  # run -> state of matter -> metric
     published: Published = field(default_factory=dict)  # the paper's, where they may be set beside these
@@ -199,10 +200,8 @@ def make_table(
             run: {metric: replace(cell, verdict=cell.verdict and NOT_COMPARABLE) for metric, cell in of.items()}
             for run, of in cells.items()
         }
-    primary, against = None, ()
-    if name == params.table_of_primary():
-        primary = primary_of(params, values, keys, published)
-        against = tuple(all_against(params, row.rows, values, keys, matched))
+    primary = primary_of(params, values, keys, published) if name == params.table_of_primary() else None
+    against = tuple(all_against(params, name, values, keys, matched))
     code = ", ".join(sorted(codes))
     states = {run: states_of(values, run, notes[run], keys) for run in row.rows}
     beside = published if params.scale == "paper" else {}  # below it orders alone may be compared
@@ -303,13 +302,20 @@ def primary_of(params: Params, values: dict[str, Values], keys: set[Key], publis
 
 
 def all_against(
-    params: Params, rows: Iterable[str], values: dict[str, Values], keys: set[Key], matched: Matched | None
+    params: Params, name: str, values: dict[str, Values], keys: set[Key], matched: Matched | None
 ) -> Iterable[Against]:
-    """The planned run minus each trained run of a table, on metrics that both have whole: the primary pair first."""
-    plan, ordered = params.primary, sorted(keys)
-    others = [run for run in rows if params.runs[run].method and run not in (plan.ours, plan.base)]
+    """The planned run minus each other trained run of a table of its bench, on metrics that both have whole.
+
+    The primary pair comes first; what stands in its table is not said again in another.
+    """
+    plan, table = params.primary, params.tables[name]
+    if plan is None or plan.bench != table.bench or plan.ours not in table.rows:
+        return
+    first, ordered = params.table_of_primary(), sorted(keys)
+    said = () if name == first else params.tables[first].rows
+    bases = [run for run in table.rows if params.runs[run].method and run != plan.ours and run not in said]
     seeds = params.seeds_of(plan.ours)
-    for base, metric in itertools.product((plan.base, *others), AGAINST):
+    for base, metric in itertools.product(sorted(bases, key=lambda run: run != plan.base), AGAINST):
         for some in [*((seed,) for seed in seeds), seeds] if len(seeds) > 1 else [seeds]:
             theirs = some if set(some) <= set(params.seeds_of(base)) else params.seeds_of(base)
             a = of_trainings(metric, plan.ours, some, values, matched)
@@ -320,7 +326,7 @@ def all_against(
             p = found.p
             if p is None:
                 p = statistics.p_of_mean(*scores.flat(scores.stack(a, ordered) - scores.stack(b, ordered), ordered))
-            yield Against(metric, base, some[0] if len(some) == 1 else None, found, p)
+            yield Against(metric, plan.ours, base, some[0] if len(some) == 1 else None, found, p)
 
 
 def of_trainings(
@@ -565,9 +571,9 @@ def parts(table: Table, params: Params) -> list[Part]:
             lines = [(run, [matched_cell(shown, cell) for cell in of_run[run]]) for run in rows]
             found.append(Part(shown.label, f"In {shown.unit}; {note}", heads, lines))
             note = "bins as above."
-    if table.against and table.primary.ours in rows:
+    if table.against and table.against[0].ours in rows:
         lines = [(one.base, against_cells(one)) for one in table.against]
-        heads = [f"{table.primary.ours} minus", "metric", "training", "difference", "p"]
+        heads = [f"{table.against[0].ours} minus", "metric", "training", "difference", "p"]
         found.append(Part("Training by training", AGAINST_TEXT, heads, lines))
     return found
 

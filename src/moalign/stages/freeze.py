@@ -49,8 +49,9 @@ def tables(frozen: str, out: str) -> None:
         manifest.write_text(Path(out) / f"{table.name}.md", bench_tables.markdown(table, params))
         manifest.write_text(Path(out) / f"{table.name}.tex", latex.latex(table, params))
         if table.against:
-            svg = plots.forest("contrasts", *bench_tables.panels(table), f"{table.primary.ours} minus")
-            manifest.write_text(Path(out) / "contrasts.svg", plots.standalone(svg, plots.PAPER_COLOURS))
+            name = f"contrasts-{table.name}"
+            svg = plots.forest(name, *bench_tables.panels(table), f"{table.against[0].ours} minus")
+            manifest.write_text(Path(out) / f"{name}.svg", plots.standalone(svg, plots.PAPER_COLOURS))
     if (folder / PROBE).exists():
         svg = plots.probe(json.loads((folder / PROBE).read_text(encoding="utf-8"))["R2"])
         manifest.write_text(Path(out) / "probe.svg", plots.standalone(svg, plots.PAPER_COLOURS))

@@ -506,8 +506,8 @@ def compared_view(params: Params, filled: list[Table], figures: Figures) -> list
     drawn, seen = [], set()
     for table in filled:
         rows = tables.rows_shown(table, params)
-        if table.against and table.primary.ours in rows:
-            name, ours = f"contrasts-{table.name}", table.primary.ours
+        if table.against and table.against[0].ours in rows:
+            name, ours = f"contrasts-{table.name}", table.against[0].ours
             plot = figures.plot(name, plots.forest(name, *tables.panels(table), f"{ours} minus"))
             drawn.append((plot, f"{ours} minus other trained runs, with 95 % intervals: {table.title}."))
         metric = next((name for name in PLAUSIBLE if name in table.rules), None)
