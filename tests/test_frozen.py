@@ -1,5 +1,8 @@
 """Scores in git: what is frozen makes the same tables; the committed experiment's; and what its statistics can find."""
 
+import itertools
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -133,6 +136,44 @@ def test_numbers_in_its_text_are_those_of_its_tables():
     kept = "".join(path.read_text() for path in (EXPERIMENT / "tables").glob("*.md")).splitlines()
     quoted = [line for line in (TOP / "docs/results.md").read_text().splitlines() if line.startswith("| `cog-")]
     assert len(quoted) > 10 and [line for line in quoted if line not in kept] == []
+
+
+def test_numbers_in_its_prose_are_those_of_its_scores():
+    text = " ".join((TOP / "docs/results.md").read_text().split())
+    params = config.ReportPin.load(EXPERIMENT / "report.yaml").params
+    runs = {run: params.seeds_of(run) for run, *_ in params.rows() if params.runs[run].method}
+
+    def values(run, seed):
+        return [row.values for row in manifest.read(EXPERIMENT / f"scores/{run}/s{seed}/physics.jsonl", Rated).rows]
+
+    def passes(rows):
+        return sum(row["SA"] >= scores.PASS and row["PC"] >= scores.PASS for row in rows)
+
+    def moves(rows):
+        return np.mean([row["motion"] for row in rows])
+
+    base = values("cog-base", 0)
+    assert f"the base passes on {passes(base)} of 512 prompts" in text
+    joint = {run: [passes(values(run, seed)) for seed in seeds] for run, seeds in runs.items()}
+    each = sorted(itertools.chain(*joint.values()))
+    assert (
+        f"each training of a method on {each[0]} to {each[-1]}," in text and "same number in each of the three" in text
+    )
+    assert joint["cog-moalign"] == joint["cog-videorepa"]
+    for run, seeds in runs.items():
+        first, second, third = (f"{100 * (1 - moves(values(run, seed)) / moves(base)):.0f}" for seed in seeds)
+        assert f"{first}, {second} and {third} % with `{run.removeprefix('cog-')}`" in text
+    chances = [statistics.power_of_all(512, plan.GAIN, plan.DISCORDANT, trainings) for trainings in (1, 3)]
+    assert f"prompts finds {100 * chances[0]:.0f} %, three find {100 * chances[1]:.0f} % for all" in text
+
+
+def test_numbers_of_its_probe_are_those_that_were_read():
+    rows = [line for line in (TOP / "docs/results.md").read_text().splitlines() if re.match(r"\| (S|M|block)\b", line)]
+    found = json.loads((EXPERIMENT / "probe.json").read_text())["R2"].values()
+    for line, of in zip(rows, found, strict=True):
+        shown = [text.strip() for text in line.split("|")[2:4]]
+        for (mean, low, high), text in zip((of["velocity"], of["appearance"]), shown, strict=True):
+            assert text == f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−").replace("−0.00", "0.00")
 
 
 # --- what the experiment's statistics can find ------------------------------------------------------------------------
