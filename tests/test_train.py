@@ -840,13 +840,13 @@ def test_flow_errors_by_hand():
         for foreground in (1.0, 3.0)
     }
     assert by_foreground[1.0] == pytest.approx({"l1": 7 / 8, "epe": 5 / 4, "epe_moving": 5.0})
-    assert by_foreground[3.0] == pytest.approx({"l1": 3 * 7 / (3 * 2 + 6), "epe": 5 / 4, "epe_moving": 5.0})
+    assert by_foreground[3.0] == pytest.approx({"l1": 3 * 7 / (3 * 2 + 2) / 2, "epe": 5 / 4, "epe_moving": 5.0})
 
 
 def test_features_are_kept_while_there_is_room(world):
     grid, known = world.params.grid("cogvideox"), {}
     encoder = videomae.load(world.params.encoder)
-    features = teacher.Features(encoder, grid, world.params.flow.size, known, torch.device("cpu"))
+    features = teacher.Features(encoder, grid, known, torch.device("cpu"))
     x0 = torch.rand(2, 3, 17, 64, 64) * 2 - 1
     features.room = math.prod(grid.motion) * world.params.encoder.width * 4
     first = [features({"key": key, "x0": clip}) for key, clip in zip("ab", x0, strict=True)]
