@@ -440,7 +440,7 @@ def test_tables_are_in_the_order_of_params(made, params, text):
         end = next((at for at, line in enumerate(lines) if line.startswith("**Training by training.**")), len(lines))
         rows = [line.split("`")[1] for line in lines[:end] if line.startswith("| `")]
         assert rows == [*table.rows, *table.rows[1:]]
-        assert (end < len(lines)) == (name == params.table_of_primary())
+        assert (end < len(lines)) == (params.primary.ours in table.rows)
         widths = {line.count(" | ") for line in lines[:end] if line.startswith("| `")}
         assert len(widths) == 2  # means, differences
         assert f"- Rated by {manifest.code_version()}, with the pins named above." in lines
@@ -489,7 +489,7 @@ def test_missing_manifests_are_all_named(made, tmp_path):
 
 def test_what_is_expected_follows_from_the_parameters():
     paper = report.expected(config.load(TOP / "params.yaml", scale="paper"))
-    assert len(paper["flow"]) == 350 + 16
+    assert len(paper["flow"]) == 350 + 160
     assert ("latents/wan/real/0349.jsonl", Latent) in paper["encode"]
     assert ("runs/cog-moalign-l22/s0/manifest.jsonl", Weights) in paper["align"]
     assert not any("cog-static" in path or "cog-base" in path for path, _ in paper["align"])

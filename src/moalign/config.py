@@ -32,7 +32,7 @@ REVISIONS = {
     "align": 3,
     "sample": 3,
     "bench": 4,
-    "report": 7,
+    "report": 8,
     "miniature": 2,
 }
 

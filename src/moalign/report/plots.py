@@ -239,7 +239,7 @@ def forest(name: str, lines: Sequence[Line], panels: Sequence[tuple[str, Sequenc
                     axis.plot(ends[1:], (at, at), color=colour, linewidth=wide)
                     axis.plot(ends[0], at, "o", color=colour, markersize=4 if main else 3)
             axis.set_title(metric, loc="left")
-            axis.xaxis.set_major_locator(MaxNLocator(3))
+            axis.xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
             axis.spines["left"].set_visible(False)
             axis.tick_params(axis="y", length=0)
         heads = [heights[of_line.index(group)] - 1 for group in groups]

@@ -310,6 +310,7 @@ def page(
         teacher=teacher_view(manifest.read(results / TEACHER, Weights), logs["teacher"], figures),
         relations=relations_view(results, params),
         probe=probe_view(results, figures),
+        contrasts=contrasts_view(params, filled, figures),
         compared=compared_view(params, filled, figures),
         align=align_view(params, logs, figures),
         provenance=provenance(found),
@@ -501,15 +502,22 @@ def cell_view(metric: Metric, cell: Cell, limits: tuple[float, float]) -> dict[s
 # --- runs compared
 
 
+def contrasts_view(params: Params, filled: list[Table], figures: Figures) -> list[tuple[Markup, str]]:
+    """Our run minus each other that is trained, training by training, a plot for each table that has such lines."""
+    drawn = []
+    for table in filled:
+        if table.against and table.against[0].ours in tables.rows_shown(table, params):
+            name, ours = f"contrasts-{table.name}", table.against[0].ours
+            plot = figures.plot(name, plots.forest(name, *tables.panels(table), f"{ours} minus"))
+            drawn.append((plot, f"{ours} minus other trained runs, with 95 % intervals: {table.title}."))
+    return drawn
+
+
 def compared_view(params: Params, filled: list[Table], figures: Figures) -> list[tuple[Markup, str]]:
     """Layer against score for a table of one method at several layers (Tab. 5); plausibility against motion."""
     drawn, seen = [], set()
     for table in filled:
         rows = tables.rows_shown(table, params)
-        if table.against and table.against[0].ours in rows:
-            name, ours = f"contrasts-{table.name}", table.against[0].ours
-            plot = figures.plot(name, plots.forest(name, *tables.panels(table), f"{ours} minus"))
-            drawn.append((plot, f"{ours} minus other trained runs, with 95 % intervals: {table.title}."))
         metric = next((name for name in PLAUSIBLE if name in table.rules), None)
         if metric is None:
             continue
