@@ -172,8 +172,6 @@ def test_a_shard_is_encoded_again_where_its_list_changed_and_nowhere_else(finish
     """In one call of Snakemake: `draw` runs, and only then is it known which lists are new."""
     folder = tmp_path / "home"
     shutil.copytree(finished, folder, symlinks=True)
-    (folder / "scales").unlink()
-    shutil.copytree(TOP / "scales", folder / "scales")
     smoke = folder / "scales/smoke.yaml"
     stub, pin = folder / "bin/moalign", tmp_path / "pin.yaml"
     manifest.write_text(stub, STUB.format(python=sys.executable))
