@@ -10,7 +10,7 @@ import numpy as np
 
 from moalign.bench import frozen, scores, statistics, suite_scores
 from moalign.bench.gate import Anchor, Gate, judge_base
-from moalign.bench.scores import Difference, Key, Summary
+from moalign.bench.scores import MATCHED, Difference, Key, Summary
 from moalign.bench.vbench import SUITES, Suite
 from moalign.config import Params
 from moalign.errors import Problem
@@ -72,7 +72,6 @@ SUITE_METRICS = {
 } | {suite_scores.TOTAL: Metric("Total", "%", 100, 1)}
 STATE_METRICS = ("SA_raw", "PC_raw", "SA_pass", "PC_pass")
 HEADLINES = ("Joint", suite_scores.TOTAL, "PC_pass")  # by one of these a base is set beside the paper's
-MATCHED = {"Joint": "Joint_matched", "laws_broken": "laws_matched"}  # metric -> its name where motion is matched
 AGAINST = ("Joint", "SA", "PC", "SA_pass", "PC_pass", "laws_broken", "motion", *MATCHED.values())  # contrasts shown
 NOT_COMPARABLE, NOT_RUN = "not comparable", "not run"
 AGAINST_TEXT = (

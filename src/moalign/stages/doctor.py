@@ -290,9 +290,8 @@ def bytes_needed(params: Params, top: Path = Path()) -> dict[str, int]:
     needs["checkpoints"] = sum(models) * 3 * KEPT  # weights and Adam's two moments
     needs["samples"] = 0
     for run, bench, _ in params.rows():
-        needs["samples"] += videos_of(params.benches[bench], top) * sizes.video(
-            params.backbones[params.runs[run].backbone]
-        )
+        row = params.backbones[params.runs[run].backbone]
+        needs["samples"] += videos_of(params.benches[bench], top) * sizes.video(row)
     return {name: int(need) for name, need in needs.items()}
 
 
