@@ -16,9 +16,6 @@ from moalign.manifest import Score
 Key = tuple[int, int]  # prompt_id, index
 BINARY = ("dynamic", "still", "Joint", "SA_pass", "PC_pass")  # metrics that are 1 or 0 for a video
 MATCHED = {"Joint": "Joint_matched", "laws_broken": "laws_matched"}  # metric -> its name once `weighted`
-    "Joint": "Joint_matched",
-    "laws_broken": "laws_matched",
-}  # metric -> its name times the weights of `weighted`
 WEIGHTED = tuple(name for metric, name in MATCHED.items() if metric in BINARY)
 PASS = 4  # VideoPhy2: semantic adherence and physical commonsense are 1-5, a pass is both >= 4
 
